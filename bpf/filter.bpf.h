@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The filters that all tools share. Read-only data that tcpcore writes before load: the verifier
+ * knows their values then and removes the code of every filter that is off. A count of 0 or a
+ * false flag means that there is no such filter. Mirror: src/tcpcore/filters.py.
+ */
+#ifndef TCPCORE_FILTER_BPF_H
+#define TCPCORE_FILTER_BPF_H
+
+#include "sock.bpf.h"
+
+#define MAX_TARGETS 64
+#define PORT_WORDS (65536 / 64)
+
+struct prefix {
+	union address address;
+	union address mask;
+};
+
+const volatile __u16 target_family;
+const volatile __u32 target_pid[MAX_TARGETS], target_pid_count;
+const volatile __u32 target_uid[MAX_TARGETS], target_uid_count;
+const volatile __u32 target_netns[MAX_TARGETS], target_netns_count;
+const volatile __u64 target_comm[MAX_TARGETS][2];
+const volatile __u32 target_comm_count;
+const volatile struct prefix target_laddr[MAX_TARGETS], target_raddr[MAX_TARGETS];
+const volatile __u32 target_laddr_count, target_raddr_count;
+/* One bit a port: lists and ranges of any length cost one load. */
+const volatile __u64 target_lport[PORT_WORDS], target_rport[PORT_WORDS];
+const volatile bool target_lport_set, target_rport_set;
+const volatile __u32 target_cgroup_count;
+
+/* File descriptors of cgroup directories; a task matches in the group and in all below it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_CGROUP_ARRAY);
+	__uint(max_entries, MAX_TARGETS);
+	__type(key, __u32);
+	__type(value, __u32);
+} target_cgroups SEC(".maps");
+
+static __always_inline bool in_list(const volatile __u32 *list, __u32 count, __u32 value)
+{
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < MAX_TARGETS && i < count; i++)
+		if (list[i] == value)
+			return true;
+	return false;
+}
+
+static __always_inline bool in_bitmap(const volatile __u64 *bits, __u16 port)
+{
+	__u32 bit = port;
+
+	/*
+	 * clang knows that a __u16 is small and leaves the mask out; verifiers up to Linux 6.12 at
+	 * least forget it at bpf_ntohs().
+	 */
+	barrier_var(bit);
+	bit &= 0xffff;
+	return bits[bit / 64] >> (bit % 64) & 1;
+}
+
+static __always_inline bool in_prefixes(const volatile struct prefix *list, __u32 count,
+					const union address *a)
+{
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < MAX_TARGETS && i < count; i++)
+		if ((a->halves[0] & list[i].mask.halves[0]) == list[i].address.halves[0] &&
+		    (a->halves[1] & list[i].mask.halves[1]) == list[i].address.halves[1])
+			return true;
+	return false;
+}
+
+static __always_inline bool want_comm(const char *comm)
+{
+	__u64 name[2];
+
+	__builtin_memcpy(name, comm, sizeof(name));
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < MAX_TARGETS && i < target_comm_count; i++)
+		if (target_comm[i][0] == name[0] && target_comm[i][1] == name[1])
+			return true;
+	return !target_comm_count;
+}
+
+static __always_inline bool want_uid(__u32 uid)
+{
+	return !target_uid_count || in_list(target_uid, target_uid_count, uid);
+}
+
+static __always_inline bool want_task(__u32 pid, __u32 uid, const char *comm)
+{
+	if (target_pid_count && !in_list(target_pid, target_pid_count, pid))
+		return false;
+	return want_uid(uid) && want_comm(comm);
+}
+
+/* Only where current is the task in question. */
+static __always_inline bool want_current_cgroup(void)
+{
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < MAX_TARGETS && i < target_cgroup_count; i++)
+		if (bpf_current_task_under_cgroup(&target_cgroups, i) == 1)
+			return true;
+	return !target_cgroup_count;
+}
+
+/* A task that is not known passes no filter that asks for the task. */
+static __always_inline bool want_unknown_task(__u32 uid)
+{
+	return !target_pid_count && !target_comm_count && !target_cgroup_count && want_uid(uid);
+}
+
+static __always_inline bool want_conn(const struct conn *conn)
+{
+	if (target_family && conn->family != target_family)
+		return false;
+	if (target_lport_set && !in_bitmap(target_lport, conn->lport))
+		return false;
+	if (target_rport_set && !in_bitmap(target_rport, conn->rport))
+		return false;
+	if (target_netns_count && !in_list(target_netns, target_netns_count, conn->netns))
+		return false;
+	if (target_laddr_count && !in_prefixes(target_laddr, target_laddr_count, &conn->laddr))
+		return false;
+	return !target_raddr_count || in_prefixes(target_raddr, target_raddr_count, &conn->raddr);
+}
+
+#endif /* TCPCORE_FILTER_BPF_H */

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What a socket says of its connection. */
+#ifndef TCPCORE_SOCK_BPF_H
+#define TCPCORE_SOCK_BPF_H
+
+#include "vmlinux.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+/*
+ * Read sk->field. Programs whose arguments carry BTF (fentry, tp_btf) load it directly, which
+ * costs a quarter less than a helper call; kprobes and raw tracepoints must go through the helper.
+ * `direct` is a constant in every caller, so that one of the two branches remains.
+ */
+#define sk_read(sk, field, direct)                                                                 \
+	({                                                                                         \
+		typeof((sk)->field) _value;                                                        \
+		if (direct)                                                                        \
+			_value = (sk)->field;                                                      \
+		else                                                                               \
+			bpf_core_read(&_value, sizeof(_value), &(sk)->field);                      \
+		_value;                                                                            \
+	})
+
+/* 16 bytes on the wire; an IPv4 address stands there v4-mapped, as ::ffff:a.b.c.d. */
+union address {
+	__u8 bytes[16];
+	__be32 words[4];
+	__u64 halves[2];
+};
+
+struct conn {
+	union address laddr;
+	union address raddr;
+	__u32 netns;
+	__u16 lport; /* host order, 0: not chosen yet */
+	__u16 rport; /* host order, 0: not known yet */
+	__u16 family;
+};
+
+static __always_inline bool is_v4mapped(const union address *a)
+{
+	return !a->halves[0] && a->words[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline bool is_zero(const union address *a)
+{
+	return !a->halves[0] && !a->words[3] && (!a->words[2] || is_v4mapped(a));
+}
+
+static __always_inline void set_v4mapped(union address *a, __be32 v4)
+{
+	a->halves[0] = 0;
+	a->words[2] = bpf_htonl(0xffff);
+	a->words[3] = v4;
+}
+
+static __always_inline void read_ipv6_addresses(struct conn *conn, struct sock *sk,
+						const bool direct)
+{
+	/* Absent where the kernel is built without IPv6. */
+	if (!bpf_core_field_exists(sk->__sk_common.skc_v6_daddr))
+		return;
+#define WORD(side, i) sk_read(sk, __sk_common.skc_v6_##side.in6_u.u6_addr32[i], direct)
+	conn->raddr.words[0] = WORD(daddr, 0);
+	conn->raddr.words[1] = WORD(daddr, 1);
+	conn->raddr.words[2] = WORD(daddr, 2);
+	conn->raddr.words[3] = WORD(daddr, 3);
+	conn->laddr.words[0] = WORD(rcv_saddr, 0);
+	conn->laddr.words[1] = WORD(rcv_saddr, 1);
+	conn->laddr.words[2] = WORD(rcv_saddr, 2);
+	conn->laddr.words[3] = WORD(rcv_saddr, 3);
+#undef WORD
+}
+
+/*
+ * The tuple of sk; false when sk speaks neither IPv4 nor IPv6. A v4-mapped peer is IPv4. A closing
+ * socket may have given its port back already (inet_put_port): then lport is 0.
+ */
+static __always_inline bool read_conn(struct conn *conn, struct sock *sk, const bool direct)
+{
+	struct net *net = sk_read(sk, __sk_common.skc_net.net, direct);
+
+	conn->family = sk_read(sk, __sk_common.skc_family, direct);
+	conn->lport = sk_read(sk, __sk_common.skc_num, direct);
+	conn->rport = bpf_ntohs(sk_read(sk, __sk_common.skc_dport, direct));
+	conn->netns = sk_read(net, ns.inum, direct);
+	set_v4mapped(&conn->raddr, sk_read(sk, __sk_common.skc_daddr, direct));
+	set_v4mapped(&conn->laddr, sk_read(sk, __sk_common.skc_rcv_saddr, direct));
+	if (conn->family == AF_INET6) {
+		read_ipv6_addresses(conn, sk, direct);
+		if (is_v4mapped(&conn->raddr))
+			conn->family = AF_INET;
+	}
+	return conn->family == AF_INET || conn->family == AF_INET6;
+}
+
+/*
+ * The port a closed socket had: inet_put_port() clears skc_num, not inet_sport. Behind the end of
+ * struct sock, where direct loads of a struct sock pointer are not allowed.
+ */
+static __always_inline __u16 read_closed_lport(struct sock *sk)
+{
+	return bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+}
+
+static __always_inline bool is_tcp(struct sock *sk, const bool direct)
+{
+	return sk_read(sk, sk_protocol, direct) == IPPROTO_TCP;
+}
+
+#endif /* TCPCORE_SOCK_BPF_H */

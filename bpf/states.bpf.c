@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Every TCP state change, and the time spent in the state before. */
+#include "vmlinux.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+#include "output.bpf.h"
+#include "owner.bpf.h"
+#include "states.h"
+
+#define UNKNOWN_NS (~0ULL)
+
+EVENT(states_event);
+
+struct tracked {
+	__u64 since_ns; /* when the socket came to its state */
+	struct owner owner;
+	__u16 lport;
+	__u8 state;
+	__u8 held_from; /* old state of a row that waits for its tuple, 0: none waits */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, struct tracked);
+} sockets SEC(".maps");
+
+/*
+ * Sockets whose last row waits. connect() enters SYN_SENT before it has a local port, and older
+ * kernels give a new child its peer only after SYN_RECV. Such a row is sent with the next
+ * transition, or by send_held() when user space asks, whichever deletes the key first.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, __u64); /* since_ns of its socket: a freed address may be in use again */
+} held SEC(".maps");
+
+static __always_inline bool is_tuple_known(const struct conn *conn, int state)
+{
+	if (state == TCP_LISTEN)
+		return conn->lport;
+	return conn->lport && conn->rport && !is_zero(&conn->raddr);
+}
+
+static __always_inline void send(void *ctx, __u64 sk, __u64 ts_ns, __u64 duration_ns, __u8 oldstate,
+				 __u8 newstate, const struct conn *conn, const struct owner *owner)
+{
+	struct states_event event = {
+		.ts_ns = ts_ns,
+		.duration_ns = duration_ns,
+		.skaddr = sk,
+		.pid = owner->pid,
+		.uid = owner->uid,
+		.netns = conn->netns,
+		.lport = conn->lport,
+		.rport = conn->rport,
+		.family = conn->family,
+		.oldstate = oldstate,
+		.newstate = newstate,
+	};
+
+	__builtin_memcpy(event.laddr, &conn->laddr, sizeof(event.laddr));
+	__builtin_memcpy(event.raddr, &conn->raddr, sizeof(event.raddr));
+	__builtin_memcpy(event.comm, owner->comm, sizeof(event.comm));
+	emit(ctx, &event, sizeof(event));
+}
+
+/*
+ * Send the row that was held until now, unless the other side did. By value: once the key is
+ * gone, the other side may write to the map's entry. Time in the old state is not known: it was
+ * the first one that we saw.
+ */
+static __always_inline void release(void *ctx, __u64 key, struct tracked row,
+				    const struct conn *conn)
+{
+	if (bpf_map_delete_elem(&held, &key) == 0 && row.owner.wanted)
+		send(ctx, key, row.since_ns, UNKNOWN_NS, row.held_from, row.state, conn,
+		     &row.owner);
+}
+
+static __always_inline void forget(__u64 key)
+{
+	bpf_map_delete_elem(&held, &key);
+	bpf_map_delete_elem(&sockets, &key);
+}
+
+/*
+ * Remember the socket's new state; true when its row is held. The key in `held` comes last: from
+ * then on send_held() may find it.
+ */
+static __always_inline bool follow(__u64 key, struct tracked *tracked, const struct tracked *next)
+{
+	if (tracked)
+		*tracked = *next;
+	else if (!remember(&sockets, &key, next))
+		return false;
+	return next->held_from && bpf_map_update_elem(&held, &key, &next->since_ns, BPF_ANY) == 0;
+}
+
+static __always_inline int transition(void *ctx, struct sock *sk, int oldstate, int newstate,
+				      const bool direct)
+{
+	__u64 now = bpf_ktime_get_ns(), key = (__u64)sk, since = 0;
+	struct tracked *tracked, next = {.since_ns = now, .state = newstate};
+	struct conn conn;
+	bool known;
+
+	if (!is_tcp(sk, direct) || !read_conn(&conn, sk, direct))
+		return 0;
+	tracked = bpf_map_lookup_elem(&sockets, &key);
+	if (tracked) {
+		since = tracked->since_ns;
+		next.owner = tracked->owner;
+		if (!conn.lport)
+			conn.lport = tracked->lport;
+	} else {
+		owner_is_unknown(&next.owner, sk, direct);
+	}
+	if (!conn.lport)
+		conn.lport = read_closed_lport(sk);
+	known = newstate == TCP_CLOSE || is_tuple_known(&conn, newstate);
+	if (known && !want_conn(&conn)) {
+		if (tracked)
+			forget(key);
+		return 0;
+	}
+	if (in_owner_context(sk, direct))
+		owner_is_current(&next.owner);
+	next.lport = conn.lport;
+
+	if (tracked && tracked->held_from)
+		release(ctx, key, *tracked, &conn);
+	if (!known)
+		next.held_from = oldstate;
+	if (newstate == TCP_CLOSE)
+		bpf_map_delete_elem(&sockets, &key);
+	else if (follow(key, tracked, &next))
+		return 0;
+	if (next.owner.wanted)
+		send(ctx, key, now, since ? now - since : UNKNOWN_NS, oldstate, newstate, &conn,
+		     &next.owner);
+	return 0;
+}
+
+/*
+ * Run by user space (BPF_PROG_TEST_RUN) on a socket in `held`: a connect that hangs has no next
+ * transition for minutes. The socket may be gone meanwhile, and its address in use again: the key
+ * that user space has may be that of another socket by now.
+ */
+SEC("raw_tp")
+int send_held(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct sock *sk = (struct sock *)ctx->args[0];
+	__u64 key = (__u64)sk, *since;
+	struct tracked *tracked = bpf_map_lookup_elem(&sockets, &key), row;
+	struct conn conn;
+
+	/* Nothing to clean up: whoever takes a socket out of `sockets` sees to its key in `held`. */
+	if (!tracked)
+		return 0;
+	row = *tracked;
+	if (!row.held_from || !read_conn(&conn, sk, false) || !is_tuple_known(&conn, row.state))
+		return 0;
+	since = bpf_map_lookup_elem(&held, &key);
+	if (!since || *since != row.since_ns)
+		return 0;
+	tracked->lport = conn.lport;
+	if (want_conn(&conn))
+		release(ctx, key, row, &conn);
+	else
+		forget(key);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state_btf, struct sock *sk, int oldstate, int newstate)
+{
+	return transition(ctx, sk, oldstate, newstate, true);
+}
+
+SEC("raw_tp/inet_sock_set_state")
+int BPF_PROG(set_state_raw, struct sock *sk, int oldstate, int newstate)
+{
+	return transition(ctx, sk, oldstate, newstate, false);
+}
+
+/* The tracepoint's two callers. They run before sk_state changes. */
+SEC("fentry/inet_sk_set_state")
+int BPF_PROG(set_state_fentry, struct sock *sk, int state)
+{
+	return transition(ctx, sk, sk->__sk_common.skc_state, state, true);
+}
+
+SEC("fentry/inet_sk_state_store")
+int BPF_PROG(state_store_fentry, struct sock *sk, int state)
+{
+	return transition(ctx, sk, sk->__sk_common.skc_state, state, true);
+}
+
+SEC("kprobe/inet_sk_set_state")
+int BPF_KPROBE(set_state_kprobe, struct sock *sk, int state)
+{
+	return transition(ctx, sk, BPF_CORE_READ(sk, __sk_common.skc_state), state, false);
+}
+
+SEC("kprobe/inet_sk_state_store")
+int BPF_KPROBE(state_store_kprobe, struct sock *sk, int state)
+{
+	return transition(ctx, sk, BPF_CORE_READ(sk, __sk_common.skc_state), state, false);
+}
+
+/*
+ * A program is skipped while an instance of it runs on the CPU, so a change to CLOSE can be missed.
+ * Freed addresses are used again: nothing may be left of the old socket.
+ */
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(destroy_btf, struct sock *sk)
+{
+	forget((__u64)sk);
+	return 0;
+}
+
+SEC("raw_tp/tcp_destroy_sock")
+int BPF_PROG(destroy_raw, struct sock *sk)
+{
+	forget((__u64)sk);
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,3 @@
+from tcpcore.cli import main
+
+main()

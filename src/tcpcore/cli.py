@@ -1,0 +1,82 @@
+"""The `tcpcore` command: one subcommand per module in tcpcore.tools."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from tcpcore import __version__, net
+from tcpcore.errors import TcpcoreError, UsageError
+from tcpcore.tools import names
+
+# typer carries a copy of click since 0.2x, under a private name.
+_ClickUsageError: Any = typer.BadParameter.__mro__[1]
+
+_HELP = """Trace TCP on this host. Needs root, or CAP_BPF and CAP_PERFMON.
+
+Exit codes: 0 done, 1 failure, 2 usage, 3 this kernel cannot run the tool, 4 missing privilege,
+5 events lost under --fail-on-loss.
+"""
+
+
+def application(wanted: list[str]) -> typer.Typer:
+    """The command line with these tools."""
+    app = typer.Typer(
+        help=_HELP,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_main)
+    for name in wanted:
+        module = importlib.import_module(f"tcpcore.tools.{name}")
+        app.command(name)(module.command)
+    return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"tcpcore {__version__}")
+        raise typer.Exit()
+
+
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def _wanted(arguments: list[str]) -> list[str]:
+    """Only the tool that is called, so that it starts fast; all where none is."""
+    called = next((a for a in arguments if not a.startswith("-")), None)
+    return [called] if called in names() else names()
+
+
+def main() -> None:
+    """Run the command line; every error is one line on standard error."""
+    arguments = sys.argv[1:] or ["--help"]
+    try:
+        application(_wanted(arguments))(arguments, prog_name="tcpcore", standalone_mode=False)
+    except TcpcoreError as e:
+        sys.exit(_fail(str(e), e.exit_code))
+    except _ClickUsageError as e:
+        sys.exit(_fail(e.format_message(), UsageError.exit_code))
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except Exception as e:
+        if os.environ.get("TCPCORE_DEBUG"):
+            raise
+        what = f"{type(e).__name__}: {e}"
+        sys.exit(_fail(f"internal error: {what} (TCPCORE_DEBUG=1 shows where)", 1))
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"tcpcore: {net.printable(message)}", file=sys.stderr)
+    return code

@@ -1,0 +1,125 @@
+"""The kinds of fields that events have: their layout in C, their value in Python, their text.
+
+A tool's Event is a NamedTuple of these; its field order is the C struct's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+from tcpcore import net
+from tcpcore.loader.perf import Layout
+
+Column = Sequence[Any]
+"""One field of every record of a batch: conversions take it whole, so that the loops run in C."""
+Convert = Callable[[Column], Iterable[Any]]
+
+UNKNOWN_NS = (1 << 64) - 1
+
+
+class Cache(dict[Any, Any]):
+    """Remembers what `convert` gave; forgets all when it has grown large."""
+
+    LIMIT = 1 << 16
+
+    def __init__(self, convert: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self._convert = convert
+
+    def __missing__(self, key: Any) -> Any:
+        if len(self) >= self.LIMIT:
+            self.clear()
+        value = self[key] = self._convert(key)
+        return value
+
+
+def text(value: Any) -> str:
+    """A value in a table; unknown is `-`."""
+    return "-" if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """code: of the struct module. value: from C to Python; None is unknown. text: of a value.
+
+    few: the values repeat, so that what is made of them is worth remembering.
+    """
+
+    code: str
+    value: Callable[[Any], Any]
+    text: Callable[[Any], str] = text
+    few: bool = True
+
+    def convert(self, make: Callable[[Any], Any]) -> Convert:
+        """Apply `make`, which takes a raw value, to columns."""
+        if self.few:
+            lookup = Cache(make).__getitem__
+            return lambda column: map(lookup, column)
+        return lambda column: map(make, column)
+
+
+def _same(raw: Any) -> Any:
+    return raw
+
+
+def _or_none(raw: int) -> int | None:
+    return raw or None
+
+
+def _duration(raw: int) -> int | None:
+    return None if raw == UNKNOWN_NS else raw
+
+
+def _comm(raw: bytes) -> str | None:
+    return net.escape(raw) or None
+
+
+def millis(width: int, digits: int) -> Convert:
+    """Nanoseconds as milliseconds, padded; `-` when not known."""
+    template, unknown = f"%-{width}.{digits}f", "-".ljust(width)
+    return lambda column: [unknown if ns == UNKNOWN_NS else template % (ns / 1e6) for ns in column]
+
+
+U32 = Annotated[int, Kind("I", _same)]
+Time = Annotated[int, Kind("Q", _same, few=False)]
+"""Nanoseconds: CLOCK_MONOTONIC, or how long something took."""
+Duration = Annotated[int | None, Kind("Q", _duration, few=False)]
+"""Nanoseconds; None where the beginning was not seen."""
+Pointer = Annotated[str, Kind("Q", lambda raw: f"{raw:x}")]
+"""A kernel address, in hexadecimal: too large for a JSON number."""
+Pid = Annotated[int | None, Kind("I", _or_none)]
+Port = Annotated[int | None, Kind("H", _or_none, text=lambda port: str(port or 0))]
+"""None is 0 in C: no port yet, or none at all, as the peer's of a listener; 0 in text, as ever."""
+Address = Annotated[str, Kind("16s", net.address_text)]
+Comm = Annotated[str | None, Kind("16s", _comm)]
+Family = Annotated[str, Kind("H", lambda raw: net.FAMILIES.get(raw, str(raw)))]
+State = Annotated[str, Kind("B", net.state_name)]
+Result = Annotated[str, Kind("H", net.result_name)]
+
+
+@cache
+def kinds(event: type[NamedTuple]) -> dict[str, Kind]:
+    """The kind of each field of an Event, by name, in the order of the C struct."""
+    hints = get_type_hints(event, include_extras=True)
+    return {name: hints[name].__metadata__[0] for name in event._fields}
+
+
+@cache
+def layout(event: type[NamedTuple]) -> Layout:
+    """Where the fields of an Event lie in the C struct of which it is the mirror."""
+    return Layout("".join(kind.code for kind in kinds(event).values()))
+
+
+@cache
+def _value_converts(event: type[NamedTuple]) -> list[Convert]:
+    return [kind.convert(kind.value) for kind in kinds(event).values()]
+
+
+def values(event: type[NamedTuple], records: Sequence[tuple[Any, ...]]) -> Iterable[Any]:
+    """Raw records as Event objects."""
+    columns = zip(*records, strict=True)
+    cells = [f(column) for f, column in zip(_value_converts(event), columns, strict=True)]
+    return map(event._make, zip(*cells, strict=True))

@@ -1,0 +1,11 @@
+"""libbpf through ctypes: open, adjust, load and attach objects, and read what they send.
+
+Knows nothing of TCP and works without the rest of tcpcore. The phases keep libbpf's names.
+"""
+
+from tcpcore.loader.elf import ObjectFile
+from tcpcore.loader.object import Attached, Settings, attached
+from tcpcore.loader.perf import Layout, PerfBuffer
+from tcpcore.loader.plan import Variant
+
+__all__ = ["Attached", "Layout", "ObjectFile", "PerfBuffer", "Settings", "Variant", "attached"]

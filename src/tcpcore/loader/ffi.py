@@ -1,0 +1,210 @@
+"""The only door to libbpf and libc: one table of signatures, three error checkers, the log."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+from collections.abc import Callable
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tcpcore.errors import LibbpfError, UnsupportedError
+
+WARN, INFO, DEBUG = 0, 1, 2  # enum libbpf_print_level
+
+PACKAGE = "libbpf.so.1 (libbpf 1.0 or later): install libbpf1 (Debian, Ubuntu) or libbpf (Fedora)"
+
+
+class OpenOptions(ctypes.Structure):
+    """struct bpf_object_open_opts up to the last field that we set."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("object_name", c_char_p),
+        ("relaxed_maps", ctypes.c_bool),
+        ("pin_root_path", c_char_p),
+        ("_attach_prog_fd", c_uint32),
+        ("kconfig", c_char_p),
+        ("btf_custom_path", c_char_p),
+    ]
+
+
+class TestRunOptions(ctypes.Structure):
+    """struct bpf_test_run_opts of libbpf 1.0."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("data_in", c_void_p),
+        ("data_out", c_void_p),
+        ("data_size_in", c_uint32),
+        ("data_size_out", c_uint32),
+        ("ctx_in", c_void_p),
+        ("ctx_out", c_void_p),
+        ("ctx_size_in", c_uint32),
+        ("ctx_size_out", c_uint32),
+        ("retval", c_uint32),
+        ("repeat", c_int),
+        ("duration", c_uint32),
+        ("flags", c_uint32),
+        ("cpu", c_uint32),
+        ("batch_size", c_uint32),
+    ]
+
+
+class PerfEventAttr(ctypes.Structure):
+    """struct perf_event_attr, PERF_ATTR_SIZE_VER5 (112 bytes), perf_event_open(2)."""
+
+    _fields_ = [
+        ("type", c_uint32),
+        ("size", c_uint32),
+        ("config", ctypes.c_uint64),
+        ("sample_period", ctypes.c_uint64),
+        ("sample_type", ctypes.c_uint64),
+        ("read_format", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+        ("wakeup_watermark", c_uint32),
+        ("_rest", ctypes.c_uint8 * 60),
+    ]
+
+
+class BtfType(ctypes.Structure):
+    """struct btf_type, include/uapi/linux/btf.h."""
+
+    _fields_ = [("name_off", c_uint32), ("info", c_uint32), ("type", c_uint32)]
+
+
+def _raise(call: str, number: int) -> None:
+    # The kernel leaks its internal ENOTSUPP (524) here and there; strerror does not know it.
+    raise LibbpfError(call, errno.EOPNOTSUPP if number == 524 else number, log)
+
+
+def negative(result: int, function: Any, arguments: object) -> int:
+    """libbpf 1.0: a negative errno is a failure."""
+    if result < 0:
+        _raise(function.__name__, -result)
+    return result
+
+
+def null(result: int | None, function: Any, arguments: object) -> int:
+    """libbpf 1.0: NULL is a failure, the cause is in errno."""
+    if not result:
+        _raise(function.__name__, ctypes.get_errno())
+    assert result is not None
+    return result
+
+
+SIGNATURES: dict[str, tuple[list[Any], Any, Callable[..., Any] | None]] = {
+    # name                              arguments                        result     check
+    "libbpf_set_print": ([c_void_p], c_void_p, None),
+    "libbpf_version_string": ([], c_char_p, None),
+    "bpf_object__open_file": ([c_char_p, c_void_p], c_void_p, null),
+    "bpf_object__load": ([c_void_p], c_int, negative),
+    "bpf_object__close": ([c_void_p], None, None),
+    "bpf_object__next_program": ([c_void_p, c_void_p], c_void_p, None),
+    "bpf_object__find_map_by_name": ([c_void_p, c_char_p], c_void_p, null),
+    "bpf_program__section_name": ([c_void_p], c_char_p, None),
+    "bpf_program__set_autoload": ([c_void_p, ctypes.c_bool], c_int, negative),
+    "bpf_program__attach": ([c_void_p], c_void_p, null),
+    "bpf_program__fd": ([c_void_p], c_int, negative),
+    "bpf_link__destroy": ([c_void_p], c_int, negative),
+    "bpf_map__fd": ([c_void_p], c_int, negative),
+    "bpf_map__key_size": ([c_void_p], c_uint32, None),
+    "bpf_map__value_size": ([c_void_p], c_uint32, None),
+    "bpf_map__set_max_entries": ([c_void_p, c_uint32], c_int, negative),
+    "bpf_map__initial_value": ([c_void_p, POINTER(c_size_t)], c_void_p, null),
+    "bpf_map_lookup_elem": ([c_int, c_char_p, c_void_p], c_int, negative),
+    "bpf_map_update_elem": ([c_int, c_char_p, c_char_p, ctypes.c_uint64], c_int, negative),
+    "bpf_map_get_next_key": ([c_int, c_char_p, c_void_p], c_int, negative),
+    "bpf_obj_get_info_by_fd": ([c_int, c_void_p, POINTER(c_uint32)], c_int, negative),
+    "bpf_prog_test_run_opts": ([c_int, POINTER(TestRunOptions)], c_int, negative),
+    "btf__load_vmlinux_btf": ([], c_void_p, null),
+    "btf__find_by_name_kind": ([c_void_p, c_char_p, c_uint32], c_int, negative),
+    "btf__type_by_id": ([c_void_p, c_uint32], POINTER(BtfType), None),
+    "btf__free": ([c_void_p], None, None),
+    "perf_buffer__new_raw": (
+        [c_int, c_size_t, POINTER(PerfEventAttr), c_void_p, c_void_p, c_void_p],
+        c_void_p,
+        null,
+    ),
+    "perf_buffer__free": ([c_void_p], None, None),
+    "perf_buffer__epoll_fd": ([c_void_p], c_int, negative),
+    "perf_buffer__buffer_cnt": ([c_void_p], c_size_t, None),
+    "perf_buffer__buffer": (
+        [c_void_p, c_int, POINTER(c_void_p), POINTER(c_size_t)],
+        c_int,
+        negative,
+    ),
+}
+
+log: list[str] = []
+"""What libbpf printed since the last clear(), a message an element."""
+
+verbose = False
+"""Copy libbpf's messages, debug ones too, to standard error as they come."""
+
+
+@cache
+def libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _candidates() -> list[str]:
+    chosen = os.environ.get("TCPCORE_LIBBPF")
+    if chosen:
+        return [chosen]
+    bundled = Path(__file__).parent.parent / "libs" / "libbpf.so.1"
+    return [str(bundled)] * bundled.exists() + ["libbpf.so.1"]
+
+
+def _open() -> ctypes.CDLL:
+    reasons = []
+    for path in _candidates():
+        try:
+            return ctypes.CDLL(path, use_errno=True)
+        except OSError as e:
+            reasons.append(str(e))
+    raise UnsupportedError(f"cannot load {PACKAGE} ({'; '.join(reasons)})")
+
+
+@cache
+def libbpf() -> ctypes.CDLL:
+    """libbpf with the signatures above; UnsupportedError when there is none, or too old a one."""
+    library = _open()
+    for name, (arguments, result, check) in SIGNATURES.items():
+        try:
+            function = getattr(library, name)
+        except AttributeError:
+            raise UnsupportedError(f"{library._name} lacks {name}; need {PACKAGE}") from None
+        function.argtypes, function.restype = arguments, result
+        if check:
+            function.errcheck = check
+    library.libbpf_set_print(_PRINT)
+    return library
+
+
+def _print(level: int, template: bytes, arguments: int) -> int:
+    """libbpf_print_fn_t. A va_list parameter is a pointer in every ABI we run on."""
+    if level > INFO and not verbose:
+        return 0
+    # va_copy: formatting uses a va_list up. It has 24 bytes on x86-64, 32 on arm64.
+    again = ctypes.create_string_buffer(ctypes.string_at(arguments, 32), 32)
+    buffer = ctypes.create_string_buffer(4096)
+    length = libc().vsnprintf(buffer, c_size_t(4096), c_char_p(template), c_void_p(arguments))
+    # The verifier's log comes as one message of up to 16 MB, and its end is what matters.
+    if length >= 4096 and level == WARN:
+        buffer = ctypes.create_string_buffer(length + 1)
+        libc().vsnprintf(buffer, c_size_t(length + 1), c_char_p(template), again)
+    message = buffer.value.decode(errors="replace").rstrip()
+    if level == WARN:
+        log.append(message)
+    if verbose:
+        print(message, file=sys.stderr)
+    return len(message)
+
+
+# The library keeps the pointer, so the callback must live as long as the module.
+_PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)(_print)

@@ -1,0 +1,48 @@
+"""BPF maps by file descriptor: look up, update, iterate; keys and values are bytes."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tcpcore.errors import LibbpfError
+from tcpcore.loader.ffi import libbpf
+
+
+@dataclass(frozen=True)
+class Map:
+    """A loaded map; sizes in bytes. bpf(2)."""
+
+    fd: int
+    key_size: int
+    value_size: int
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value, or None when the key is not there. Not for per-CPU maps."""
+        value = ctypes.create_string_buffer(self.value_size)
+        try:
+            libbpf().bpf_map_lookup_elem(self.fd, key, value)
+        except LibbpfError as e:
+            if e.errno == errno.ENOENT:
+                return None
+            raise
+        return value.raw
+
+    def set(self, key: bytes, value: bytes) -> None:
+        libbpf().bpf_map_update_elem(self.fd, key, value, 0)
+
+    def keys(self) -> Iterator[bytes]:
+        """Every key once, if nobody deletes meanwhile; else the walk may begin again."""
+        key: bytes | None = None
+        following = ctypes.create_string_buffer(self.key_size)
+        while True:
+            try:
+                libbpf().bpf_map_get_next_key(self.fd, key, following)
+            except LibbpfError as e:
+                if e.errno == errno.ENOENT:
+                    return
+                raise
+            key = following.raw
+            yield key

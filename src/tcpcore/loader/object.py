@@ -1,0 +1,233 @@
+"""open, adjust, load, attach, close: one context manager, nothing left behind on any path."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tcpcore.errors import LibbpfError, TcpcoreError
+from tcpcore.loader import ffi
+from tcpcore.loader.elf import ObjectFile
+from tcpcore.loader.ffi import libbpf
+from tcpcore.loader.map import Map
+from tcpcore.loader.perf import PerfBuffer, perf_buffer
+from tcpcore.loader.plan import Choice, Refusal, Variant, candidates, select, unsupported
+
+# What a kernel answers when it does not take a program: anything else is our own mistake, but
+# the reasons are too many to list. Out of memory is not one: the next variant needs as much.
+NOT_REFUSALS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the caller sets between open and load.
+
+    rodata: values of .rodata variables by name: an int (or bool) for a scalar, bytes for an array
+        (shorter ones leave zeros behind them).
+    map_entries: max_entries by map name. map_values: entries to write before the attach, by name.
+    rings: bytes per CPU of the perf buffer to open before the attach, by the name of its map.
+    attach: force the variants of this name. btf: path of BTF to relocate against.
+    """
+
+    rodata: Mapping[str, int | bytes] = field(default_factory=dict)
+    map_entries: Mapping[str, int] = field(default_factory=dict)
+    map_values: Mapping[str, Mapping[bytes, bytes]] = field(default_factory=dict)
+    rings: Mapping[str, int] = field(default_factory=dict)
+    attach: str | None = None
+    btf: Path | None = None
+
+
+class _ProgramInfo(ctypes.Structure):
+    """struct bpf_prog_info up to recursion_misses (Linux 5.12; shorter before: zeros)."""
+
+    _fields_ = [
+        ("_before", ctypes.c_uint8 * 192),
+        ("run_time_ns", ctypes.c_uint64),
+        ("run_cnt", ctypes.c_uint64),
+        ("recursion_misses", ctypes.c_uint64),
+    ]
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A loaded object whose programs are attached.
+
+    variant: the one in use. refusals: those tried before it. rings: the opened perf buffers.
+    """
+
+    file: ObjectFile
+    variant: Variant
+    refusals: tuple[Refusal, ...]
+    rings: Mapping[str, PerfBuffer]
+    _object: int
+    _programs: Mapping[str, int]
+
+    def map(self, name: str) -> Map:
+        return _map(self._object, name)
+
+    def counters(self, *names: str) -> list[int]:
+        """Global u64 variables (.bss) by name, as they are now."""
+        image = self.map(".bss").get(bytes(4)) or b""
+        variables = self.file.variables(".bss")
+        return [struct.unpack_from("=Q", image, variables[name].offset)[0] for name in names]
+
+    def missed(self) -> int:
+        """Events that the kernel did not show because a program was running on the CPU already."""
+        return sum(self._info(program).recursion_misses for program in self._programs.values())
+
+    def _info(self, program: int) -> _ProgramInfo:
+        info, size = _ProgramInfo(), ctypes.c_uint32(ctypes.sizeof(_ProgramInfo))
+        libbpf().bpf_obj_get_info_by_fd(libbpf().bpf_program__fd(program), ctypes.byref(info), size)
+        return info
+
+    def call(self, section: str, *arguments: int) -> None:
+        """Run a raw_tp program once with u64 arguments (BPF_PROG_TEST_RUN, Linux 5.10)."""
+        context = (ctypes.c_uint64 * len(arguments))(*arguments)
+        options = ffi.TestRunOptions(
+            sz=ctypes.sizeof(ffi.TestRunOptions),
+            ctx_in=ctypes.addressof(context),
+            ctx_size_in=ctypes.sizeof(context),
+        )
+        program = libbpf().bpf_program__fd(self._programs[section])
+        libbpf().bpf_prog_test_run_opts(program, ctypes.byref(options))
+
+
+@contextmanager
+def attached(path: Path, variants: Sequence[Variant], settings: Settings) -> Iterator[Attached]:
+    """The object at `path`, loaded and attached by the first variant that this kernel takes.
+
+    Raises UsageError (unknown variant), UnsupportedError (none works; has every reason), and
+    TcpcoreError where the object and the settings do not fit.
+    """
+    file = ObjectFile(path)
+    refusals: list[Refusal] = []
+    errors: list[LibbpfError] = []
+    for choice in candidates(select(variants, settings.attach), refusals):
+        with ExitStack() as stack:
+            try:
+                program = _bring_up(stack, file, choice, settings, tuple(refusals))
+            except LibbpfError as e:
+                if e.errno in NOT_REFUSALS:
+                    raise
+                errors.append(e)
+                refusals.append(Refusal(choice.variant, str(e)))
+                continue
+            yield program
+            return
+    raise unsupported(refusals, errors)
+
+
+def _bring_up(
+    stack: ExitStack,
+    file: ObjectFile,
+    choice: Choice,
+    settings: Settings,
+    refusals: tuple[Refusal, ...],
+) -> Attached:
+    ffi.log.clear()
+    handle = _open(stack, file.path, settings.btf)
+    programs = _select_programs(handle, choice)
+    _write_rodata(handle, file, {**settings.rodata, **choice.variant.rodata})
+    for name, entries in settings.map_entries.items():
+        found = libbpf().bpf_object__find_map_by_name(handle, name.encode())
+        libbpf().bpf_map__set_max_entries(found, entries)
+    libbpf().bpf_object__load(handle)
+    for name, values in settings.map_values.items():
+        for key, value in values.items():
+            _map(handle, name).set(key, value)
+    # Before the attach: events that find no ring are lost.
+    rings = {
+        name: stack.enter_context(perf_buffer(_map(handle, name).fd, size))
+        for name, size in settings.rings.items()
+    }
+    for section in choice.attach:
+        stack.callback(libbpf().bpf_link__destroy, libbpf().bpf_program__attach(programs[section]))
+    for section in choice.optional:
+        _attach_optional(stack, programs[section])
+    return Attached(file, choice.variant, refusals, rings, handle, programs)
+
+
+def _map(handle: int, name: str) -> Map:
+    found = libbpf().bpf_object__find_map_by_name(handle, name.encode())
+    return Map(
+        libbpf().bpf_map__fd(found),
+        libbpf().bpf_map__key_size(found),
+        libbpf().bpf_map__value_size(found),
+    )
+
+
+def _open(stack: ExitStack, path: Path, btf: Path | None) -> int:
+    options = ffi.OpenOptions(
+        sz=ctypes.sizeof(ffi.OpenOptions), btf_custom_path=str(btf).encode() if btf else None
+    )
+    handle: int = libbpf().bpf_object__open_file(str(path).encode(), ctypes.byref(options))
+    stack.callback(libbpf().bpf_object__close, handle)
+    return handle
+
+
+def _select_programs(handle: int, choice: Choice) -> dict[str, int]:
+    """Load the variant's programs only: the others' relocations are never resolved."""
+    wanted = {*choice.attach, *choice.optional, *choice.variant.called}
+    programs: dict[str, int] = {}
+    program = libbpf().bpf_object__next_program(handle, None)
+    while program:
+        section = libbpf().bpf_program__section_name(program).decode()
+        libbpf().bpf_program__set_autoload(program, section in wanted)
+        if section in wanted:
+            programs[section] = program
+        program = libbpf().bpf_object__next_program(handle, program)
+    absent = wanted - programs.keys()
+    if absent:
+        raise TcpcoreError(f"no program in section {', '.join(sorted(absent))}")
+    return programs
+
+
+def _attach_optional(stack: ExitStack, program: int) -> None:
+    try:
+        link = libbpf().bpf_program__attach(program)
+    except LibbpfError as e:
+        if ffi.verbose:
+            print(f"optional: {e}", file=sys.stderr)
+        return
+    stack.callback(libbpf().bpf_link__destroy, link)
+
+
+def _write_rodata(handle: int, file: ObjectFile, values: Mapping[str, int | bytes]) -> None:
+    known = file.variables(".rodata")
+    image, size = _rodata_image(handle) if values else (0, 0)
+    for name, value in values.items():
+        symbol = known.get(name)
+        if symbol is None:
+            raise TcpcoreError(
+                f"{file.path.name} has no .rodata variable '{name}'; it has: "
+                + ", ".join(sorted(known))
+            )
+        encoded = encode(name, value, symbol.size)
+        assert symbol.offset + len(encoded) <= size
+        ctypes.memmove(image + symbol.offset, encoded, len(encoded))
+
+
+def _rodata_image(handle: int) -> tuple[int, int]:
+    """libbpf's copy of .rodata, which load writes into the map: its address and size."""
+    found = libbpf().bpf_object__find_map_by_name(handle, b".rodata")
+    size = ctypes.c_size_t()
+    return libbpf().bpf_map__initial_value(found, ctypes.byref(size)), size.value
+
+
+def encode(name: str, value: int | bytes, width: int) -> bytes:
+    """A .rodata value in the host's byte order; TcpcoreError when it does not fit its variable."""
+    if isinstance(value, bytes):
+        if len(value) > width:
+            raise TcpcoreError(f".rodata '{name}' has {width} bytes, not {len(value)}")
+        return value.ljust(width, b"\0")
+    if width not in (1, 2, 4, 8):
+        raise TcpcoreError(f".rodata '{name}' is {width} bytes wide: give it bytes, not a number")
+    if not 0 <= value < 1 << 8 * width:
+        raise TcpcoreError(f".rodata '{name}' is {8 * width} bits wide: {value} does not fit")
+    return value.to_bytes(width, sys.byteorder)

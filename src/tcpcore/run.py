@@ -1,0 +1,198 @@
+"""A tool on the command line: attach, print until told to stop, tell what was lost."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from tcpcore import filters, privilege
+from tcpcore.errors import LostError, TcpcoreError, UsageError
+from tcpcore.filters import Rodata
+from tcpcore.loader import ffi
+from tcpcore.loader.perf import Record
+from tcpcore.options import Common, seconds
+from tcpcore.output import Csv, Json, Table, Writer
+from tcpcore.tool import Tool
+from tcpcore.tracing import Losses, Trace, opened
+
+LOSS_PERIOD = 1.0  # seconds between two looks at the loss counters
+
+
+class Stop:
+    """Set by the first SIGINT or SIGTERM; the second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.wanted = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def style(common: Common) -> str:
+    """ "table", "json" or "csv"; UsageError for two of them."""
+    if common.json and common.csv:
+        raise UsageError("--json and --csv: one of them")
+    return "json" if common.json else "csv" if common.csv else "table"
+
+
+def writer(tool: Tool, common: Common) -> Writer:
+    """The writer of events that the options ask for."""
+    chosen = style(common)
+    if chosen == "table":
+        return Table(tool, common.wide, common.timestamp, common.time)
+    return Json(tool) if chosen == "json" else Csv(tool)
+
+
+def stream(tool: Tool, common: Common, rodata: Rodata, out: Writer | None = None) -> None:
+    """Trace until a signal, --duration or --count ends it; the events go through `out`.
+
+    Raises every TcpcoreError: LostError under --fail-on-loss.
+    """
+    stop = Stop()
+    ffi.verbose = common.verbose
+    out = out or writer(tool, common)
+    limits = Limits(common)
+    chosen, machinery = common.filters(), common.machinery()
+    with opened(tool, chosen, rodata, machinery) as trace, _output(common) as stream:
+        privilege.drop()
+        if common.verbose:
+            _explain(trace)
+        # What start-up made stays: the collector need not look at it after each few records.
+        gc.freeze()
+        gc.set_threshold(100_000)
+        losses = _Printer(trace, out, stream, limits, stop).run()
+    if losses and common.fail_on_loss:
+        raise LostError(f"{tool.name}: {describe(losses)}")
+
+
+class Limits:
+    """When to stop and how often to report; None is never."""
+
+    def __init__(self, common: Common) -> None:
+        self.duration = seconds("--duration", common.duration)
+        self.interval = seconds("--interval", common.interval)
+        count = filters.number("--count", "a number of events", 1, 1 << 62)
+        self.count = None if common.count is None else count(common.count)
+
+
+class _Printer:
+    def __init__(
+        self, trace: Trace, out: Writer, stream: TextIO, limits: Limits, stop: Stop
+    ) -> None:
+        self._trace, self._out, self._stream, self._stop = trace, out, stream, stop
+        self._left = limits.count
+        self._duration, self._interval = limits.duration, limits.interval
+        self._told = Losses()
+        self._reader_gone = _watch(stream)
+
+    def run(self) -> Losses:
+        """Print until it is time to stop; what was lost."""
+        try:
+            self._write(self._out.header())
+            self._loop()
+            self._write(self._out.finish())
+        except BrokenPipeError:
+            _silence(self._stream)
+        self._tell_losses()
+        return self._told
+
+    def _loop(self) -> None:
+        now = time.monotonic()
+        end = now + self._duration if self._duration else float("inf")
+        report = now + self._interval if self._interval else float("inf")
+        look = now + LOSS_PERIOD
+        while not self._is_over(now, end):
+            self._trace.wait(until=min(end, report))
+            self._print(self._trace.read())
+            now = time.monotonic()
+            if now >= report and self._interval:
+                self._write(self._out.finish())
+                report += self._interval
+            if now >= look:
+                self._tell_losses()
+                look = now + LOSS_PERIOD
+        self._print(self._trace.read(last=True))
+
+    def _is_over(self, now: float, end: float) -> bool:
+        return self._stop.wanted or now >= end or self._left == 0 or self._reader_gone()
+
+    def _print(self, records: list[Record]) -> None:
+        if self._left is not None:
+            records = records[: self._left]
+            self._left -= len(records)
+        if records:
+            self._write(self._out.rows(records))
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._stream.write(text)
+            self._stream.flush()
+
+    def _tell_losses(self) -> None:
+        losses = self._trace.losses()
+        if losses == self._told:
+            return
+        self._told = losses
+        print(f"tcpcore: {describe(losses)}", file=sys.stderr)
+        try:
+            self._write(self._out.record("lost", asdict(losses)))
+        except BrokenPipeError:
+            _silence(self._stream)
+
+
+def describe(losses: Losses) -> str:
+    """One line: how much was lost, why, and what helps."""
+    causes = {
+        f"{losses.ring} events found the ring full (a larger --buffer helps)": losses.ring,
+        f"{losses.map} sockets found a map full (a larger --map-size helps)": losses.map,
+        f"{losses.missed} events came while the program ran already": losses.missed,
+        f"{losses.malformed} records could not be decoded": losses.malformed,
+    }
+    return "lost so far: " + "; ".join(text for text, number in causes.items() if number)
+
+
+def _explain(trace: Trace) -> None:
+    for refusal in trace.program.refusals:
+        print(f"refused: {refusal}", file=sys.stderr)
+    print(f"attached: {trace.program.variant.name}", file=sys.stderr)
+
+
+@contextmanager
+def _output(common: Common) -> Iterator[TextIO]:
+    if common.output is None:
+        # Whatever the terminal's encoding lacks is escaped, not an error.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        yield sys.stdout
+        return
+    try:
+        with common.output.open("w", encoding="utf-8") as file:
+            yield file
+    except OSError as e:
+        raise TcpcoreError(f"--output: {common.output}: {e.strerror}") from None
+
+
+def _watch(stream: TextIO) -> Callable[[], bool]:
+    """Tells whether the reader of our pipe has gone: `| head` may get no further event."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return lambda: any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _silence(stream: TextIO) -> None:
+    """The reader has gone: let the flush at exit go nowhere."""
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())

@@ -1,0 +1,109 @@
+"""Trace TCP state changes, and the time each socket spent in the state it leaves.
+
+PID and COMM are the socket's owner where the kernel showed it, else `-`. MS is `-` where the
+socket came to its old state before the trace began.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tcpcore import columns as col
+from tcpcore import fields
+from tcpcore.filters import Rodata
+from tcpcore.loader import Variant
+from tcpcore.options import Common, with_common
+from tcpcore.run import stream
+from tcpcore.tool import Column, Held, Tool
+
+
+class Event(NamedTuple):
+    """One state change. Mirror of struct states_event, bpf/states.h; times in ns."""
+
+    ts_ns: fields.Time
+    duration_ns: fields.Duration
+    skaddr: fields.Pointer
+    laddr: fields.Address
+    raddr: fields.Address
+    pid: fields.Pid
+    uid: fields.U32
+    netns: fields.U32
+    lport: fields.Port
+    rport: fields.Port
+    family: fields.Family
+    oldstate: fields.State
+    newstate: fields.State
+    comm: fields.Comm
+
+
+_ARROW = Column("->", "newstate", 2, text=lambda state: "->")
+_STATES = (
+    Column("OLDSTATE", "oldstate", 11),
+    _ARROW,
+    Column("NEWSTATE", "newstate", 11),
+    col.millis("MS", "duration_ns", 9, digits=3),
+)
+
+TOOL = Tool(
+    name="states",
+    event=Event,
+    struct="states_event",
+    columns=(
+        Column("SKADDR", "skaddr", 16),
+        col.pid(7),
+        col.comm(10),
+        col.address("LADDR", "laddr", 15),
+        col.port("LPORT", "lport"),
+        col.address("RADDR", "raddr", 15),
+        col.port("RPORT", "rport"),
+        *_STATES,
+    ),
+    wide=(
+        Column("SKADDR", "skaddr", 16),
+        col.pid(7),
+        col.comm(16),
+        col.IP,
+        col.address("LADDR", "laddr", 39),
+        col.port("LPORT", "lport"),
+        col.address("RADDR", "raddr", 39),
+        col.port("RPORT", "rport"),
+        *_STATES,
+        col.UID,
+        col.NETNS,
+    ),
+    # The tracepoint first: its arguments are all that the probes on its callers see, and cheaper.
+    variants=(
+        Variant(
+            "tracepoint",
+            ("tp_btf/inet_sock_set_state", "tp_btf/tcp_destroy_sock"),
+            called=("raw_tp",),
+        ),
+        Variant(
+            "tracepoint",
+            ("raw_tp/inet_sock_set_state", "raw_tp/tcp_destroy_sock"),
+            called=("raw_tp",),
+        ),
+        Variant(
+            "fentry",
+            ("fentry/inet_sk_set_state", "fentry/inet_sk_state_store", "tp_btf/tcp_destroy_sock"),
+            called=("raw_tp",),
+        ),
+        Variant(
+            "kprobe",
+            ("kprobe/inet_sk_set_state", "kprobe/inet_sk_state_store", "raw_tp/tcp_destroy_sock"),
+            called=("raw_tp",),
+        ),
+    ),
+    sockets=("sockets", "held"),
+    held=Held(map="held", section="raw_tp"),
+)
+
+
+def rodata() -> Rodata:
+    """states has no options of its own."""
+    return {}
+
+
+@with_common
+def command(common: Common) -> None:
+    stream(TOOL, common, rodata())

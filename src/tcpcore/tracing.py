@@ -1,0 +1,150 @@
+"""A tool at work: its object attached, its events as batches in time order."""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import time
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+
+from tcpcore import fields, privilege
+from tcpcore.errors import LibbpfError, UnsupportedError
+from tcpcore.filters import Filters, Rodata
+from tcpcore.loader import Attached, Settings, attached
+from tcpcore.loader.perf import Record
+from tcpcore.tool import Tool
+
+OBJECTS = Path(__file__).parent / "objects"
+PERIOD = 0.05
+"""Seconds: how long an event waits in the ring at most, on a quiet host."""
+SLACK_NS = 1_000_000
+"""How long a program may take from its time stamp to the ring: events younger than this wait for
+the next batch, since an older one may still come from another CPU."""
+
+_ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
+
+
+def default_buffer() -> int:
+    """Bytes per CPU: 2 MiB, which a burst of 50,000 connections on a saturated host does not
+    fill, but on many CPUs no more than 32 MiB in all.
+
+    512 KiB and a control page are what perf_event_mlock_kb allows without CAP_IPC_LOCK.
+    """
+    cpus = os.cpu_count() or 1
+    return max(512 << 10, min(2 << 20, (32 << 20) // cpus))
+
+
+@dataclass(frozen=True)
+class Machinery:
+    """How to trace. buffer: bytes per CPU. map_size: sockets. attach, btf: as in Settings."""
+
+    buffer: int = field(default_factory=default_buffer)
+    map_size: int = 65536
+    attach: str | None = None
+    btf: Path | None = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What was not seen, in events or sockets.
+
+    ring: a full ring. map: a full map. missed: programs that the kernel skipped since one ran on
+    the CPU already. malformed: records that could not be decoded.
+    """
+
+    ring: int = 0
+    map: int = 0
+    missed: int = 0
+    malformed: int = 0
+
+    def __bool__(self) -> bool:
+        return any(astuple(self))
+
+
+def object_path(name: str) -> Path:
+    """The object of a tool for this machine; UnsupportedError when there is none."""
+    machine = os.uname().machine
+    path = OBJECTS / f"{name}.{_ARCHITECTURES.get(machine, machine)}.bpf.o"
+    if not path.exists():
+        raise UnsupportedError(f"no BPF object {path.name} for {machine} (a checkout: make bpf)")
+    return path
+
+
+class Trace:
+    """An attached tool. program: its object, the variant in use and those refused before."""
+
+    def __init__(self, tool: Tool, program: Attached) -> None:
+        self._tool = tool
+        self.program = program
+        self._buffer = program.rings["events"]
+        self._layout = fields.layout(tool.event)
+        self._young: list[Record] = []
+        self._lost = self._malformed = 0
+        self._held = program.map(tool.held.map) if tool.held else None
+        self._poll = select.poll()
+        self._poll.register(self._buffer.fd, select.POLLIN)
+
+    def wait(self, until: float = math.inf) -> None:
+        """Until a ring has filled to its watermark, a PERIOD is over, or `until` (monotonic)."""
+        left = min(PERIOD, max(0.0, until - time.monotonic()))
+        self._poll.poll(math.ceil(left * 1000))
+
+    def read(self, last: bool = False) -> list[Record]:
+        """Raw records in time order, none older than those of the call before.
+
+        last: everything that there is, also what another CPU may still overtake.
+        """
+        self._release_held()
+        horizon = time.monotonic_ns() - SLACK_NS
+        batch = self._buffer.take(self._layout)
+        self._lost += batch.lost
+        self._malformed += batch.malformed
+        records = self._young + batch.records
+        if self._young:
+            records.sort()
+        ready = len(records) if last else bisect_right(records, (horizon,))
+        self._young = records[ready:]
+        return records[:ready]
+
+    def _release_held(self) -> None:
+        """Ask BPF for the rows that wait for their tuple, if it is known by now."""
+        if self._held is None or self._tool.held is None:
+            return
+        try:
+            for key in list(self._held.keys()):
+                self.program.call(self._tool.held.section, int.from_bytes(key, "little"))
+        except LibbpfError:
+            self._held = None  # then such a row comes with the socket's next one
+
+    def losses(self) -> Losses:
+        """Everything lost since the start. The kernel's record of a full ring comes late or never,
+        our own count leaves out what the kernel refused elsewhere: the larger is right."""
+        ring, sockets = self.program.counters("lost_ring", "lost_map")
+        missed = self.program.missed()
+        return Losses(max(self._lost, ring), sockets, missed, self._malformed)
+
+
+@contextmanager
+def opened(tool: Tool, filters: Filters, rodata: Rodata, machinery: Machinery) -> Iterator[Trace]:
+    """Load and attach a tool; everything is gone again at the end of the block.
+
+    Raises PrivilegeError, UnsupportedError, UsageError.
+    """
+    path = object_path(tool.name)
+    privilege.require(tool.name)
+    with filters.cgroups() as cgroups:
+        settings = Settings(
+            rodata={**filters.rodata(), **rodata},
+            map_entries=dict.fromkeys(tool.sockets, machinery.map_size),
+            map_values={"target_cgroups": cgroups},
+            attach=machinery.attach,
+            btf=machinery.btf,
+            rings={"events": machinery.buffer},
+        )
+        with attached(path, tool.variants, settings) as program:
+            yield Trace(tool, program)

@@ -1,0 +1,1 @@
+"""The live tests, run on other kernels in emulated machines."""

@@ -1,0 +1,47 @@
+"""Read what pytest said in a machine."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MESSAGE_LIMIT = 400
+
+
+@dataclass
+class Report:
+    """The outcome of a test run."""
+
+    passed: int = 0
+    failures: list[str] = field(default_factory=list)
+    """The name and the message of each failed test."""
+    skips: Counter[str] = field(default_factory=Counter)
+    """How many tests were skipped for each reason."""
+
+    def __str__(self) -> str:
+        counts = f"{self.passed} passed, {len(self.failures)} failed, {self.skips.total()} skipped"
+        reasons = "; ".join(f"{count}: {reason}" for reason, count in self.skips.most_common())
+        return f"{counts} ({reasons})" if reasons else counts
+
+
+def read(file: Path) -> Report:
+    """Return what a JUnit file of pytest's tells."""
+    report = Report()
+    for case in ET.parse(file).iter("testcase"):
+        bad = [_message(part) for part in case if part.tag in ("failure", "error")]
+        skipped = case.find("skipped")
+        if bad:  # a test may both fail and go wrong in its teardown
+            name = f"{case.get('classname')}::{case.get('name')}"
+            report.failures.append(f"{name}: {' / '.join(bad)}")
+        elif skipped is not None:
+            report.skips[_message(skipped)] += 1
+        else:
+            report.passed += 1
+    return report
+
+
+def _message(part: ET.Element) -> str:
+    text = part.get("message") or part.text or "no message"
+    return text if len(text) <= MESSAGE_LIMIT else text[:MESSAGE_LIMIT] + " ..."

@@ -1,0 +1,139 @@
+"""The live tests pass on each kernel series the tracer promises to run on.
+
+TCPCORE_KERNELS="6.1 6.12" in the environment picks some of them; the default is all.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from . import machine, report
+from .images import SUITES, Unavailable, fetch
+
+PROJECT = Path(__file__).parents[2]
+TIME_LIMIT = 1200.0
+CONSOLE_TAIL = 60
+AT_ONCE = 2
+"""Emulated processors wait a lot: two machines take little longer than one."""
+
+# A suite leaves the mirror when it grows old, and sid is not always whole.
+MAY_BE_MISSING = {"5.10", "newest"}
+
+# Every one of these has to work on a kernel as Debian ships it: a refusal is no reason to skip.
+ATTACH_VARIANTS = "fentry kprobe tracepoint"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel, how to boot it, and which tests to run in it."""
+
+    label: str
+    boot_arguments: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ("tests/live",)
+
+    def __str__(self) -> str:
+        return " ".join((self.label, *self.boot_arguments))
+
+
+# Where IPv6 is off, its hooks are there and its sockets are not.
+WITHOUT_IPV6 = Case(
+    "6.12",
+    ("ipv6.disable=1",),
+    (
+        "tests/live/test_connlat.py::test_ok_and_refused",
+        "tests/live/test_states.py::test_an_aborted_connection",
+    ),
+)
+
+Outcome = tuple[str, list[str]]
+"""A line for the summary, and all that went wrong."""
+
+
+def _cases() -> list[Case]:
+    wanted = os.environ.get("TCPCORE_KERNELS", "").split() or list(SUITES)
+    unknown = set(wanted) - set(SUITES)
+    if unknown:
+        raise pytest.UsageError(f"TCPCORE_KERNELS: {unknown} not among {list(SUITES)}")
+    cases = [Case(label) for label in wanted]
+    return [*cases, WITHOUT_IPV6] if WITHOUT_IPV6.label in wanted else cases
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Case, Future[Outcome]]]:
+    """What comes of every machine; they run beside each other."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {
+            case: pool.submit(_run, case, tmp_path_factory.mktemp("kernel")) for case in _cases()
+        }
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("case", _cases(), ids=str)
+def test_live_tests_pass_on(
+    case: Case, outcomes: dict[Case, Future[Outcome]], summarise: Callable[[str], None]
+) -> None:
+    """One machine, one pytest run in it."""
+    try:
+        summary, problems = outcomes[case].result()
+    except Unavailable as error:
+        reason = f"kernel {case} not run: {error}"
+        summarise(reason)
+        if case.label not in MAY_BE_MISSING:
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    summarise(summary)
+    if problems:
+        pytest.fail("\n\n".join([summary, *problems]), pytrace=False)
+
+
+def _run(case: Case, share: Path) -> Outcome:
+    """Run a case's tests in its machine; Unavailable when its kernel is not to be had."""
+    image = fetch(case.label)
+    junit = share / "report.xml"
+    result = machine.run(
+        image,
+        [
+            *(sys.executable, "-m", "pytest", *case.tests, "-v", f"--junitxml={junit}"),
+            # The host's own folders of this kind are no business of the guest's.
+            *("-p", "no:cacheprovider", "--basetemp=/run/pytest"),
+        ],
+        share,
+        timeout=TIME_LIMIT,
+        env={"TCPCORE_TEST_ATTACH": ATTACH_VARIANTS},
+        folder=PROJECT,
+        boot_arguments=case.boot_arguments,
+    )
+    summary, problems = _judge(result, junit)
+    name = " ".join((image.version, *case.boot_arguments))
+    return f"kernel {name}: {summary}, {result.seconds:.0f} s", problems
+
+
+def _judge(result: machine.Result, junit: Path) -> Outcome:
+    problems = [f"the kernel complained:\n{complaint}" for complaint in result.complaints]
+    if not junit.exists():
+        reason = "time limit reached" if result.timed_out else f"exit code {result.exit_code}"
+        summary = f"no report, {reason}"
+        return summary, [*problems, f"{summary}:\n{result.output}", *_console(result, junit.parent)]
+    found = report.read(junit)
+    problems = [*found.failures, *problems]
+    if not found.passed and not found.failures:
+        problems.append(f"no test was run:\n{result.output}")
+    if result.exit_code != 0 and not problems:
+        problems.append(f"pytest ended with exit code {result.exit_code}:\n{result.output}")
+    return str(found), problems
+
+
+def _console(result: machine.Result, share: Path) -> list[str]:
+    """Return the end of the console log when it is the guest that did not come to its end."""
+    if result.exit_code is not None:
+        return []
+    tail = result.console.splitlines()[-CONSOLE_TAIL:]
+    return ["\n".join([f"end of {share / 'console.log'}:", *tail])]

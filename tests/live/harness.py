@@ -1,0 +1,305 @@
+"""What the live tests share: a running tcpcore, traffic, network namespaces."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tcpcore import cli
+
+TCPCORE = [sys.executable, "-m", "tcpcore"]
+PATIENCE = 60.0  # seconds; an emulated machine is slow
+CLONE_NEWNS = 0x00020000  # include/uapi/linux/sched.h
+Event = dict[str, Any]
+
+
+class Tracer:
+    """tcpcore in a forked child. events() parses what it printed as JSON.
+
+    Forked, since a new interpreter takes seconds in an emulated machine; run() starts a real one.
+    hide: folders that are empty for it.
+    """
+
+    def __init__(self, *arguments: str, hide: Sequence[str] = ()) -> None:
+        (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+        with warnings.catch_warnings():  # our threads only read pipes
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context = multiprocessing.get_context("fork")
+            self.process = context.Process(target=_main, args=(arguments, hide, out_end, err_end))
+            self.process.start()
+        os.close(out_end)
+        os.close(err_end)
+        self.out, self.err = _Lines(os.fdopen(out)), _Lines(os.fdopen(err))
+        self.attached = bool(self.err.wait_for(lambda line: line.startswith("attached: ")))
+
+    def errors(self) -> list[str]:
+        """What it said on standard error, libbpf's chatter left out."""
+        return [line for line in self.err.lines if not line.startswith("libbpf: ")]
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid
+        return self.process.pid
+
+    @property
+    def variant(self) -> str:
+        return next(x for x in self.err.lines if x.startswith("attached: ")).split()[1]
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """Ask it to end; its exit code."""
+        if self.process.is_alive():
+            self.send(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended by itself."""
+        self.process.join(PATIENCE)
+        self.out.thread.join(PATIENCE)
+        self.err.thread.join(PATIENCE)
+        assert self.process.exitcode is not None, "it does not end"
+        return self.process.exitcode
+
+    def events(self) -> list[Event]:
+        """Ends the tracer; the events it printed."""
+        assert self.stop() == 0, self.errors()
+        return [r for r in self.records() if r["type"] == "event"]
+
+    def records(self) -> list[Event]:
+        return [json.loads(line) for line in self.out.lines]
+
+    def wait_for(self, wanted: Callable[[Event], bool]) -> Event:
+        """The first event that is wanted, as soon as it is printed."""
+        line = self.out.wait_for(lambda text: wanted(json.loads(text)))
+        found: Event = json.loads(line)
+        return found
+
+
+def _main(arguments: Sequence[str], hide: Sequence[str], out: int, err: int) -> None:
+    _close_sockets()
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    sys.argv = ["tcpcore", *arguments, "-v"]
+    if hide:
+        assert ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0
+        sh("mount --make-rprivate /")
+    for folder in hide:
+        sh(f"mount -t tmpfs none {folder}")
+    cli.main()
+
+
+def _close_sockets() -> None:
+    """The test's own sockets: as long as a child holds them too, close() closes nothing."""
+    for number in [int(fd.name) for fd in Path("/proc/self/fd").iterdir()]:
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.close(number)
+
+
+class _Lines:
+    """Lines of a pipe, read by a thread so that nothing blocks."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.lines: list[str] = []
+        self._pipe = pipe
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        with self._pipe:
+            for line in self._pipe:
+                self.lines.append(line.rstrip("\n"))
+
+    def wait_for(self, wanted: Callable[[str], bool]) -> str:
+        """The first line that is wanted; empty when the pipe ends without one."""
+        deadline, seen = time.monotonic() + PATIENCE, 0
+        while time.monotonic() < deadline:
+            ended = not self.thread.is_alive()
+            for line in self.lines[seen:]:
+                seen += 1
+                if wanted(line):
+                    return line
+            if ended:
+                break
+            time.sleep(0.005)
+        return ""
+
+
+@contextlib.contextmanager
+def tracer(*arguments: str, hide: Sequence[str] = ()) -> Iterator[Tracer]:
+    """tcpcore, attached; killed at the end of the block if it still runs."""
+    running = Tracer(*arguments, hide=hide)
+    try:
+        assert running.attached, running.errors()
+        yield running
+    finally:
+        if running.process.is_alive():
+            running.process.kill()
+        running.wait()
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """tcpcore that ends by itself."""
+    return subprocess.run(
+        [*TCPCORE, *arguments], capture_output=True, text=True, timeout=PATIENCE, **options
+    )
+
+
+def listener(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    server = socket.socket(family)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind((host, port))
+    server.listen(1024)
+    server.settimeout(PATIENCE)
+    return server
+
+
+def connect(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    client = socket.socket(family)
+    try:
+        client.connect((host, port))
+    except OSError:
+        client.close()
+        raise
+    return client
+
+
+def session(host: str = "127.0.0.1", server_closes_first: bool = False) -> tuple[int, int]:
+    """One connection, opened and closed in order; its client and server port."""
+    with listener(host) as server:
+        port = server.getsockname()[1]
+        client = connect(host, port)
+        accepted, _ = server.accept()
+        ports = client.getsockname()[1], port
+        first, second = (accepted, client) if server_closes_first else (client, accepted)
+        first.close()
+        second.recv(1)
+        second.close()
+    return ports
+
+
+def refused_port(host: str = "127.0.0.1") -> int:
+    """A port nobody listens on."""
+    with listener(host) as server:
+        return int(server.getsockname()[1])
+
+
+def refuse(host: str, port: int) -> None:
+    with contextlib.suppress(ConnectionRefusedError):
+        connect(host, port).close()
+
+
+def start_hanging(host: str, port: int) -> socket.socket:
+    """A non-blocking connect that gets no answer soon."""
+    client = socket.socket()
+    client.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        client.connect((host, port))
+    return client
+
+
+@contextlib.contextmanager
+def task_name(name: bytes) -> Iterator[None]:
+    """This thread under another name (PR_SET_NAME, prctl(2))."""
+    libc = ctypes.CDLL(None)
+    before = ctypes.create_string_buffer(16)
+    libc.prctl(16, before)
+    libc.prctl(15, name)
+    try:
+        yield
+    finally:
+        libc.prctl(15, before)
+
+
+def sh(command: str) -> str:
+    """A command that must work."""
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A network namespace with one end of a veth pair; peer: its neighbour's address.
+
+    nobody: an address on the link that swallows packets. absent: one that no neighbour has.
+    """
+
+    name: str
+    address: str
+    peer: str
+    nobody: str = "10.77.0.77"
+    absent: str = "10.77.0.99"
+
+    @property
+    def inode(self) -> int:
+        return Path("/run/netns", self.name).stat().st_ino
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """This thread inside (setns(2)); what it opens stays there."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with Path("/proc/thread-self/ns/net").open() as home:
+            with Path("/run/netns", self.name).open() as inside:
+                assert libc.setns(inside.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
+            try:
+                yield
+            finally:
+                assert libc.setns(home.fileno(), 0) == 0
+
+
+_PAIRS = itertools.count()
+
+
+@contextlib.contextmanager
+def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
+    """Two namespaces joined by a veth pair, gone afterwards."""
+    pair = f"tcpcore-{os.getpid()}-{next(_PAIRS)}"
+    names = [f"{pair}-{end}" for end in "ab"]
+    one = Namespace(names[0], "10.77.0.1", "10.77.0.2")
+    two = Namespace(names[1], "10.77.0.2", "10.77.0.1")
+    try:
+        for name in names:
+            sh(f"ip netns add {name}")
+        sh(f"ip -n {one.name} link add ve0 type veth peer name ve0 netns {two.name}")
+        for end in (one, two):
+            sh(f"ip -n {end.name} addr add {end.address}/24 dev ve0")
+            sh(f"ip -n {end.name} link set ve0 up && ip -n {end.name} link set lo up")
+        sh(f"ip -n {one.name} neigh add {one.nobody} lladdr 02:00:00:00:00:77 dev ve0")
+        yield one, two
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+@contextlib.contextmanager
+def local_ports(ports: str) -> Iterator[None]:
+    """Only these ports for connects from the namespace that the thread is in."""
+    path = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    before = path.read_text()
+    path.write_text(ports)
+    try:
+        yield
+    finally:
+        path.write_text(before)

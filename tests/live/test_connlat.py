@@ -1,0 +1,191 @@
+"""connlat on real connects."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tcpcore.filters import Filters
+from tcpcore.tools import connlat
+from tcpcore.tracing import Machinery, opened
+from tests.live import harness
+from tests.live.harness import Event, Namespace, tracer
+
+Net = tuple[Namespace, Namespace]
+
+
+def by_port(events: list[Event], port: int) -> list[Event]:
+    return [e for e in events if e["rport"] == port]
+
+
+def test_ok_and_refused(attach: str) -> None:
+    closed = harness.refused_port()
+    with tracer("connlat", "--json", "--attach", attach) as running, harness.listener() as server:
+        port = server.getsockname()[1]
+        client = harness.connect("127.0.0.1", port)
+        lport = client.getsockname()[1]
+        harness.refuse("127.0.0.1", closed)
+        client.close()
+        events = running.events()
+    (ok,) = by_port(events, port)
+    assert running.variant == attach
+    assert (ok["result"], ok["family"], ok["laddr"], ok["raddr"]) == (
+        *("ok", "ipv4"),
+        *("127.0.0.1", "127.0.0.1"),
+    )
+    assert (ok["lport"], ok["pid"], ok["uid"]) == (lport, os.getpid(), 0)
+    assert ok["comm"] == Path("/proc/self/comm").read_text().strip()
+    assert ok["netns"] == Path("/proc/self/ns/net").stat().st_ino
+    assert ok["latency_ns"] > 0
+    (refused,) = by_port(events, closed)
+    assert refused["result"] == "ECONNREFUSED" and refused["pid"] == os.getpid()
+
+
+def test_ipv6_and_v4mapped(attach: str) -> None:
+    with (
+        tracer("connlat", "--json", "--attach", attach) as running,
+        harness.listener("::") as server,
+    ):
+        port = server.getsockname()[1]
+        harness.connect("::1", port).close()
+        harness.connect("::ffff:127.0.0.1", port).close()
+        events = by_port(running.events(), port)
+    seen = [(e["family"], e["laddr"], e["raddr"], e["result"]) for e in events]
+    assert seen == [("ipv6", "::1", "::1", "ok"), ("ipv4", "127.0.0.1", "127.0.0.1", "ok")]
+
+
+@pytest.mark.parametrize(("flag", "families"), [("-4", {"ipv4"}), ("-6", {"ipv6"})])
+def test_family_counts_v4mapped_as_ipv4(flag: str, families: set[str]) -> None:
+    with tracer("connlat", "--json", flag) as running, harness.listener("::") as server:
+        port = server.getsockname()[1]
+        for host in ("::1", "::ffff:127.0.0.1", "::1"):
+            harness.connect(host, port).close()
+        events = by_port(running.events(), port)
+    assert {e["family"] for e in events} == families
+
+
+def test_nonblocking_refused(attach: str) -> None:
+    closed = harness.refused_port()
+    with tracer("connlat", "--json", "--attach", attach) as running:
+        harness.start_hanging("127.0.0.1", closed).close()
+        (event,) = by_port(running.events(), closed)
+    assert event["result"] == "ECONNREFUSED" and event["pid"] == os.getpid()
+
+
+def test_timed_out_unreachable_and_aborted(attach: str, net: Net) -> None:
+    here = net[0]
+    with tracer("connlat", "--json", "--attach", attach, "--netns", here.name) as running:
+        with here.entered():
+            with socket.socket() as silent:
+                silent.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 800)
+                with pytest.raises(TimeoutError):
+                    silent.connect((here.nobody, 1001))
+            with socket.socket() as lost, pytest.raises(OSError, match="No route to host"):
+                lost.connect((here.absent, 1002))
+            harness.start_hanging(here.nobody, 1003).close()
+        results = {e["rport"]: e["result"] for e in running.events()}
+    assert results == {1001: "ETIMEDOUT", 1002: "EHOSTUNREACH", 1003: "ECONNABORTED"}
+
+
+def test_fails_at_once(attach: str, net: Net) -> None:
+    """No free port, and no route: the latter ends before the first state change, so that only
+    hooks on connect() itself see it."""
+    here, there = net
+    with there.entered(), harness.listener(there.address) as server:
+        port = server.getsockname()[1]
+        with (
+            tracer("connlat", "--json", "--attach", attach, "--netns", here.name) as running,
+            here.entered(),
+            harness.local_ports("45001 45001"),
+            harness.connect(there.address, port),
+        ):
+            with pytest.raises(OSError, match="Cannot assign requested address"):
+                harness.connect(there.address, port)
+            with pytest.raises(OSError, match="Network is unreachable"):
+                harness.connect("198.51.100.1", 1)
+            events = running.events()
+    seen = [(e["raddr"], e["rport"], e["result"]) for e in events]
+    expected = [(there.address, port, "ok"), (there.address, port, "EADDRNOTAVAIL")]
+    if attach != "tracepoint":
+        expected.append(("198.51.100.1", 1, "ENETUNREACH"))
+    assert seen == expected
+
+
+def test_failed_and_minimum_are_filtered_in_the_kernel() -> None:
+    closed = harness.refused_port()
+    with tracer("connlat", "--json", "--failed") as failed, tracer("connlat", "--json", "60000"):
+        harness.session()
+        harness.refuse("127.0.0.1", closed)
+        assert [e["result"] for e in failed.events() if e["pid"] == os.getpid()] == ["ECONNREFUSED"]
+    with tracer("connlat", "--json", "60000") as slow:
+        harness.session()
+        assert slow.events() == []
+
+
+def test_owner_is_the_connecting_task() -> None:
+    code = "import socket,sys; socket.create_connection(('127.0.0.1', int(sys.argv[1])))"
+    with tracer("connlat", "--json") as running, harness.listener() as server:
+        port = server.getsockname()[1]
+        child = subprocess.Popen([sys.executable, "-c", code, str(port)])
+        child.wait()
+        (event,) = by_port(running.events(), port)
+    assert event["pid"] == child.pid
+
+
+def test_no_entry_outlives_its_socket(attach: str) -> None:
+    """20,000 refused and 5,000 aborted connects; an emulated machine gets a tenth."""
+    scale = 10 if os.environ.get("TCPCORE_TEST_ATTACH") else 1
+    closed = harness.refused_port()
+    with (
+        opened(connlat.TOOL, Filters(), connlat.rodata(), Machinery(attach=attach)) as trace,
+        harness.listener() as server,
+    ):
+        for _ in range(20_000 // scale):
+            harness.refuse("127.0.0.1", closed)
+        port = server.getsockname()[1]
+        server.setblocking(False)  # the abort may come before there is anything to accept
+        for _ in range(5_000 // scale):
+            client = harness.start_hanging("127.0.0.1", port)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.close()
+            with contextlib.suppress(BlockingIOError):
+                server.accept()[0].close()
+            trace.read()
+        assert list(trace.program.map("starts").keys()) == []
+        trace.read(last=True)
+        harness.session()
+        names = list(connlat.Event._fields)
+        last = trace.read(last=True)[-1]
+        assert last[names.index("pid")] == os.getpid() and last[names.index("result")] == 0
+
+
+def test_summary() -> None:
+    closed = harness.refused_port()
+    with tracer("connlat", "--json", "--summary") as running, harness.listener() as server:
+        port = server.getsockname()[1]
+        for _ in range(20):
+            harness.connect("127.0.0.1", port).close()
+        for _ in range(3):
+            harness.refuse("127.0.0.1", closed)
+        assert running.stop() == 0
+        flows = {r["rport"]: r for r in running.records() if r["type"] == "flow"}
+    assert (flows[port]["count"], flows[port]["failed"]) == (20, 0)
+    assert (flows[closed]["count"], flows[closed]["failed"]) == (3, 3)
+    p = [flows[port][name] for name in ("p50_ns", "p90_ns", "p99_ns", "max_ns")]
+    assert p[0] > 0 and p == sorted(p)
+
+
+def test_api() -> None:
+    import tcpcore
+
+    with tcpcore.trace("connlat", count=1, pid=os.getpid(), duration=30) as events:
+        lport, port = harness.session()
+        (event,) = list(events)
+    assert (event.lport, event.rport, event.result) == (lport, port, "ok")
+    assert isinstance(event, connlat.Event) and event.comm and event.latency_ns > 0

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+
+from tcpcore.loader import ObjectFile
+from tests.unit.samples import ARCHITECTURES, TOOLS, object_file
+
+# A busy host is slow, which is no failure.
+settings.register_profile("tcpcore", deadline=None)
+settings.load_profile("tcpcore")
+
+
+@pytest.fixture(params=[f"{name}.{arch}" for name in TOOLS for arch in ARCHITECTURES])
+def built(request: pytest.FixtureRequest) -> tuple[str, ObjectFile]:
+    """Each tool's name with each of its objects."""
+    name, architecture = request.param.split(".")
+    try:
+        return name, object_file(name, architecture)
+    except FileNotFoundError as e:
+        pytest.fail(f"{e.filename} is not built: run `make bpf`", pytrace=False)

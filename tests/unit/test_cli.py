@@ -1,0 +1,164 @@
+"""The command line in a process of its own, without any privilege, whoever runs the tests."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import tcpcore
+from tcpcore.cli import _wanted
+from tests.unit.samples import TOOLS, python, tcpcore_command
+
+# Root gives up its capabilities; the files stay readable, wherever they are.
+UNPRIVILEGED = """
+import ctypes, sys
+from tcpcore.cli import main
+from tcpcore.loader import ffi
+header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+assert ffi.libc().capset(header, (ctypes.c_uint32 * 6)()) == 0
+sys.argv = {arguments!r}
+main()
+"""
+
+
+def unprivileged(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return python(UNPRIVILEGED.format(arguments=["/opt/tcpcore/bin/tcpcore", *arguments]))
+
+
+def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The error message: one line, and nothing else anywhere."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("tcpcore: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.rstrip("\n").isprintable()
+    return done.stderr
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_help_of_every_tool(name: str) -> None:
+    done = tcpcore_command(name, "--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    for option in (
+        "--pid", "--uid", "--comm", "--ipv4", "--ipv6", "--lport", "--rport", "--laddr", "--raddr",
+        "--cgroup", "--netns", "--container", "--pidns", "--timestamp", "--time", "--wide",
+        "--json", "--csv", "--output", "--duration", "--count", "--interval", "--attach", "--btf",
+        "--buffer", "--map-size", "--fail-on-loss", "--verbose",
+        "-p", "-u", "-4", "-6", "-L", "-D", "-t", "-T", "-w", "-o", "-d", "-n", "-i", "-v",
+    ):  # fmt: skip
+        assert re.search(rf"(^|[\s,|]){re.escape(option)}([\s,|]|$)", done.stdout), option
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_lists_every_tool(option: str) -> None:
+    done = tcpcore_command(option)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in TOOLS:
+        assert re.search(rf"^\s*{name} ", done.stdout, re.MULTILINE)
+
+
+def test_no_arguments_print_help() -> None:
+    done = tcpcore_command()
+    assert "Traceback" not in done.stderr
+    assert not (done.stdout + done.stderr).startswith("tcpcore: ")
+    for name in TOOLS:
+        assert name in done.stdout + done.stderr
+
+
+def test_version() -> None:
+    done = tcpcore_command("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"tcpcore {tcpcore.__version__}\n"
+    assert re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+\S*", tcpcore.__version__)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["no-such-tool"], "no-such-tool"),
+        (["--no-such-option"], "--no-such-option"),
+        (["connlat", "--no-such-option"], "--no-such-option"),
+        (["connlat", "--pid"], "--pid"),
+        (["connlat", "--pid", "x"], "--pid: 'x'"),
+        (["connlat", "-p", "0"], "--pid: '0'"),
+        (["connlat", "--pid", "1", "--pid", "\u0661"], "--pid"),
+        (["connlat", "--uid", "-1"], "--uid: '-1'"),
+        (["connlat", "--lport", "80,99999"], "--lport: '99999'"),
+        (["connlat", "-D", "http"], "--rport: 'http'"),
+        (["connlat", "--raddr", "10.0.0.0/99"], "--raddr: '10.0.0.0/99'"),
+        (["connlat", "--netns", "nowhere"], "--netns: 'nowhere'"),
+        (["connlat", "--cgroup", "nowhere"], "--cgroup"),
+        (["connlat", "--container", "nowhere"], "--container"),
+        (["connlat", "--pidns", "1"], "--pidns"),
+        (["connlat", "--duration", "soon"], "--duration: 'soon'"),
+        (["connlat", "--count", "0"], "--count: '0'"),
+        (["connlat", "--interval", "-3"], "--interval: '-3'"),
+        (["connlat", "--buffer", "huge"], "--buffer: 'huge'"),
+        (["connlat", "--map-size", "0"], "--map-size: '0'"),
+        (["connlat", "--btf", "/nowhere"], "--btf: /nowhere"),
+        (["connlat", "--json", "--csv"], "--json and --csv"),
+        (["connlat", "soon"], "MIN_MS: 'soon'"),
+        (["connlat", "1", "2"], "2"),
+        (["states", "1"], "1"),
+        (["states", "--pid", "1\n2"], "--pid"),
+        (["states", "--comm", "\x1b[31mred-and-too-long"], "--comm"),
+        (["states", "--json=1"], "--json"),
+    ],
+)
+def test_bad_usage_is_one_line(arguments: list[str], says: str) -> None:
+    assert says in one_line(unprivileged(*arguments), 2)
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_no_privilege_names_the_capabilities_and_what_works(name: str) -> None:
+    said = one_line(unprivileged(name), 4)
+    assert "CAP_BPF" in said
+    assert "CAP_PERFMON" in said
+    assert f"sudo /opt/tcpcore/bin/tcpcore {name}" in said
+
+
+def test_no_privilege_leaves_an_existing_output_file_alone(tmp_path: Path) -> None:
+    before = tmp_path / "events.json"
+    before.write_text("yesterday's events\n")
+    one_line(unprivileged("states", "--json", "--output", str(before)), 4)
+    assert before.read_text() == "yesterday's events\n"
+
+
+def test_only_the_tool_that_is_called_is_imported() -> None:
+    assert _wanted(["connlat", "--json"]) == ["connlat"]
+    assert _wanted(["--help"]) == TOOLS
+    assert _wanted([]) == TOOLS
+    assert _wanted(["no-such-tool"]) == TOOLS
+
+
+SHOW_MODULES = "\nimport sys; print(*sys.modules, file=sys.stderr)"
+
+
+def test_import_tcpcore_alone_loads_nothing() -> None:
+    loaded = python("import tcpcore" + SHOW_MODULES).stderr.split()
+    assert not [name for name in loaded if name.startswith("tcpcore.")]
+    assert not {"rich", "asyncio", "typer", "ctypes", "elftools"} & set(loaded)
+
+
+def test_starting_a_tool_loads_nothing_heavy() -> None:
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+        "sys.argv = ['tcpcore', 'connlat', '--help']\n"
+        "from tcpcore.cli import main\n"
+        "main()\n"
+    )
+    done = python(code)
+    assert "--min-ms" in done.stdout or "MIN_MS" in done.stdout
+    loaded = set(done.stderr.split())
+    assert "tcpcore.tools.connlat" in loaded
+    assert not {"rich", "asyncio", "tcpcore.tools.states", "tcpcore.containers"} & loaded
+
+
+def test_an_unknown_attribute_of_the_package() -> None:
+    with pytest.raises(AttributeError):
+        tcpcore.no_such_name  # noqa: B018

@@ -1,0 +1,218 @@
+"""Containers found in trees that the tests write; a real pid namespace is a live test's."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tcpcore import containers
+from tcpcore.errors import UsageError
+
+HOST, INNER, OTHER = 4026531836, 4026532201, 4026532300
+
+WEB = "abcd" + "1" * 60
+DB = "abcd" + "2" * 60
+CACHE = "cafe" + "3" * 60
+POD = "beef" + "4" * 60
+GONE = "dead" + "5" * 60
+
+
+def process(proc: Path, pid: int, namespace: int, *inner: int) -> None:
+    """A process as /proc shows it: its pids from the outermost namespace in."""
+    (proc / str(pid) / "ns").mkdir(parents=True)
+    (proc / str(pid) / "ns/pid").symlink_to(f"pid:[{namespace}]")
+    pids = "\t".join(map(str, (pid, *inner)))
+    (proc / str(pid) / "status").write_text(
+        f"Name:\tx\nTgid:\t{pid}\nNStgid:\t{pids}\nNSpid:\t{pids}\nNSpgid:\t{pids}\n"
+    )
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    process(tmp_path, 1, HOST)
+    process(tmp_path, 7, HOST)
+    process(tmp_path, 500, INNER, 1)
+    process(tmp_path, 507, INNER, 7)
+    process(tmp_path, 600, OTHER, 7)
+    process(tmp_path, 700, OTHER + 1, 40, 7)
+    (tmp_path / "9").mkdir()  # exited meanwhile: neither ns nor status
+    (tmp_path / "self").symlink_to("7")
+    (tmp_path / "meminfo").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize("namespace", ["500", "507", "0500", f"{INNER}", f"pid:[{INNER}]"])
+def test_a_pid_of_a_namespace(proc: Path, namespace: str) -> None:
+    assert containers.outer_pid("--pidns", namespace, 7, proc) == 507
+    assert containers.outer_pid("--pidns", namespace, 1, proc) == 500
+
+
+def test_other_namespaces(proc: Path) -> None:
+    assert containers.outer_pid("--pidns", "1", 7, proc) == 7
+    assert containers.outer_pid("--pidns", f"inode:{OTHER}", 7, proc) == 600
+    assert containers.outer_pid("--pidns", "700", 7, proc) == 700
+
+
+@pytest.mark.parametrize(
+    ("namespace", "says"),
+    [
+        ("500", f"no process 8 in the pid namespace pid:[{INNER}]"),
+        ("4026530000", "no process 8"),
+        ("9", "no process 9"),
+        ("12345", "no process 12345"),
+        ("", "''"),
+        ("web", "'web'"),
+        ("-1", "'-1'"),
+        ("../7", "'../7'"),
+        ("9" * 5000, "neither"),
+    ],
+)
+def test_no_such_process(proc: Path, namespace: str, says: str) -> None:
+    with pytest.raises(UsageError) as e:
+        containers.outer_pid("--pidns", namespace, 8, proc)
+    assert str(e.value).startswith("--pidns: ")
+    assert says in str(e.value)
+
+
+def test_the_real_proc_knows_this_process() -> None:
+    status = Path("/proc/self/status").read_text()
+    inner = next(x for x in status.splitlines() if x.startswith("NSpid:")).split()[-1]
+    assert containers.outer_pid("--pidns", f"{os.getpid()}", int(inner)) == os.getpid()
+
+
+def write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+@pytest.fixture
+def hierarchy(tmp_path: Path) -> Path:
+    """Each runtime's way to name a cgroup."""
+    top = tmp_path / "cgroup"
+    for path in (
+        f"system.slice/docker-{WEB}.scope/{WEB}/init",
+        f"docker/{DB}",
+        f"machine.slice/libpod-{CACHE}.scope/container",
+        f"machine.slice/libpod-conmon-{CACHE}.scope",
+        f"kubepods.slice/kubepods-pod1.slice/cri-containerd-{POD}.scope",
+        "user.slice",
+    ):
+        (top / path).mkdir(parents=True)
+    return top
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Each runtime's state files."""
+    root = tmp_path / "root"
+    docker = root / "var/lib/docker/containers"
+    write(docker / WEB / "config.v2.json", {"ID": WEB, "Name": "/web", "Pid": 3})
+    write(docker / DB / "config.v2.json", {"ID": DB, "Name": "/db"})
+    write(docker / GONE / "config.v2.json", {"ID": GONE, "Name": "/gone"})
+    storage = root / "var/lib/containers/storage/overlay-containers"
+    write(storage / "containers.json", [{"id": CACHE, "names": ["cache", "lru"]}, {"id": GONE}])
+    tasks = root / "run/containerd/io.containerd.runtime.v2.task"
+    names = {"io.kubernetes.cri.container-name": "app"}
+    write(tasks / "k8s.io" / POD / "config.json", {"ociVersion": "1", "annotations": names})
+    return root
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("web", f"system.slice/docker-{WEB}.scope"),
+        (WEB, f"system.slice/docker-{WEB}.scope"),
+        ("abcd1", f"system.slice/docker-{WEB}.scope"),
+        ("db", f"docker/{DB}"),
+        ("abcd22", f"docker/{DB}"),
+        ("cache", f"machine.slice/libpod-{CACHE}.scope"),
+        ("lru", f"machine.slice/libpod-{CACHE}.scope"),
+        ("cafe", f"machine.slice/libpod-{CACHE}.scope"),
+        ("app", f"kubepods.slice/kubepods-pod1.slice/cri-containerd-{POD}.scope"),
+    ],
+)
+def test_ids_and_names(hierarchy: Path, root: Path, text: str, path: str) -> None:
+    assert containers.cgroup("--container", text, hierarchy, root) == hierarchy / path
+
+
+@pytest.mark.parametrize(
+    "name", ["docker-{}.scope", "nerdctl-{}.scope", "cri-containerd-{}.scope", "crio-{}.scope",
+             "libpod-{}.scope", "libpod-{}", "{}"],
+)  # fmt: skip
+def test_every_runtimes_directory(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.slice" / name.format(WEB)
+    path.mkdir(parents=True)
+    assert containers.cgroup("--container", WEB[:12], tmp_path, tmp_path) == path
+
+
+@pytest.mark.parametrize(
+    "name", ["libpod-conmon-{}.scope", "crio-conmon-{}.scope", "{}.mount", "x{}", "user-{}.slice"]
+)
+def test_what_is_no_container(tmp_path: Path, name: str) -> None:
+    (tmp_path / name.format(WEB)).mkdir()
+    with pytest.raises(UsageError, match="none runs here"):
+        containers.cgroup("--container", WEB, tmp_path, tmp_path)
+
+
+def refused(text: str, hierarchy: Path, root: Path) -> str:
+    with pytest.raises(UsageError) as e:
+        containers.cgroup("--container", text, hierarchy, root)
+    assert str(e.value).startswith(f"--container: '{text}' is ")
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+@pytest.mark.parametrize("text", ["", "abc", "we", "web ", "WEB", "gone", GONE, "fade", "*", "/"])
+def test_unknown_lists_what_runs(hierarchy: Path, root: Path, text: str) -> None:
+    said = refused(text, hierarchy, root)
+    for candidate in (f"{WEB[:12]} web", f"{DB[:12]} db", f"{CACHE[:12]} cache lru", "app"):
+        assert candidate in said
+
+
+def test_an_ambiguous_id_lists_the_candidates(hierarchy: Path, root: Path) -> None:
+    said = refused("abcd", hierarchy, root)
+    assert said.endswith(f"is ambiguous: {WEB[:12]} web, {DB[:12]} db")
+
+
+def test_an_ambiguous_name_lists_the_candidates(hierarchy: Path, root: Path) -> None:
+    tasks = root / "run/containerd/io.containerd.runtime.v2.task/default"
+    write(tasks / DB / "config.json", {"annotations": {"nerdctl/name": "app"}})
+    said = refused("app", hierarchy, root)
+    assert "ambiguous" in said
+    assert DB[:12] in said
+    assert POD[:12] in said
+
+
+def test_a_stopped_container_makes_no_name_ambiguous(hierarchy: Path, root: Path) -> None:
+    docker = root / "var/lib/docker/containers"
+    write(docker / GONE / "config.v2.json", {"ID": GONE, "Name": "/web"})
+    assert WEB in str(containers.cgroup("--container", "web", hierarchy, root))
+
+
+def test_a_name_goes_before_the_begin_of_an_id(hierarchy: Path, root: Path) -> None:
+    docker = root / "var/lib/docker/containers"
+    write(docker / DB / "config.v2.json", {"ID": DB, "Name": "/cafe"})
+    assert containers.cgroup("--container", "cafe", hierarchy, root) == hierarchy / f"docker/{DB}"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "null", "[]", "3", '"x"', '{"ID": 3, "Name": "/x"}', '[{"id": []}]',
+                '[{"id": "x", "names": null}]', '{"annotations": []}', '{"annotations": null}'],
+)  # fmt: skip
+def test_a_state_file_of_another_shape_is_passed_over(
+    hierarchy: Path, root: Path, content: str
+) -> None:
+    write(root / f"var/lib/docker/containers/{GONE}/config.v2.json", content)
+    write(root / "var/lib/containers/storage/vfs-containers/containers.json", content)
+    write(root / f"run/containerd/io.containerd.runtime.v2.task/moby/{WEB}/config.json", content)
+    assert WEB in str(containers.cgroup("--container", "web", hierarchy, root))
+
+
+def test_many_containers_are_not_all_listed(tmp_path: Path) -> None:
+    for i in range(25):
+        (tmp_path / f"{i:064x}").mkdir()
+    said = refused("web", tmp_path, tmp_path)
+    assert said.endswith("and 15 more")

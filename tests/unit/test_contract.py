@@ -1,0 +1,239 @@
+"""What Python and C must agree on, for every tool and architecture; and who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import struct
+from graphlib import TopologicalSorter
+from ipaddress import IPv6Network
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from tcpcore import fields
+from tcpcore.filters import MAX_TARGETS, Filters
+from tcpcore.loader import ObjectFile
+from tcpcore.loader.object import encode
+from tests.unit.samples import PACKAGE, ROOT, TOOLS, tool
+
+Built = tuple[str, ObjectFile]
+
+NETWORKS = [IPv6Network("::/0")] * MAX_TARGETS
+EVERYTHING = Filters(
+    pid=range(1, MAX_TARGETS + 1),
+    uid=range(MAX_TARGETS),
+    comm=[b"curl"] * MAX_TARGETS,
+    family=2,
+    lport=range(1, 65536),
+    rport=range(1, 65536),
+    laddr=NETWORKS,
+    raddr=NETWORKS,
+    netns=range(MAX_TARGETS),
+    cgroup=[Path("/")] * MAX_TARGETS,
+)
+
+
+def test_there_are_tools() -> None:
+    assert {"connlat", "states"} <= set(TOOLS)
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_tool_is_a_module_a_source_and_a_header(name: str) -> None:
+    assert tool(name).name == name
+    for suffix in (".bpf.c", ".h"):
+        assert (ROOT / "bpf" / (name + suffix)).is_file()
+
+
+def test_no_source_without_a_tool() -> None:
+    sources = {path.name.removesuffix(".bpf.c") for path in ROOT.glob("bpf/*.bpf.c")}
+    assert sources == set(TOOLS)
+
+
+def test_the_event_mirrors_the_c_struct(built: Built) -> None:
+    """Name, offset and size of every field; only `pad` at the end is C's own."""
+    name, file = built
+    event = tool(name).event
+    there = file.struct(tool(name).struct)
+    offset, mirror = 0, {}
+    for field, kind in fields.kinds(event).items():
+        size = struct.calcsize("=" + kind.code)
+        mirror[field] = (offset, size)
+        offset += size
+    pad = there.members.pop("pad", None)
+    assert list(there.members.items()) == list(mirror.items())
+    assert pad is None or pad == (offset, there.size - offset)
+    assert fields.layout(event).size == there.size
+    assert next(iter(mirror)) == "ts_ns"
+
+
+def test_no_implicit_padding(built: Built) -> None:
+    """What the compiler puts between fields is not zeroed: kernel memory would leak."""
+    name, file = built
+    there = file.struct(tool(name).struct)
+    end = 0
+    for offset, size in there.members.values():
+        assert offset == end
+        end += size
+    assert end == there.size
+
+
+def test_every_program_is_in_a_variant_and_the_other_way_round(built: Built) -> None:
+    name, file = built
+    named = {
+        section
+        for variant in tool(name).variants
+        for section in (*variant.sections, *variant.optional, *variant.called)
+    }
+    assert named == set(file.programs)
+
+
+def test_parameter_counts_are_of_functions_in_the_variant() -> None:
+    for name in TOOLS:
+        for variant in tool(name).variants:
+            sections = (*variant.sections, *variant.optional)
+            assert variant.parameters.keys() <= {s.partition("/")[2] for s in sections}
+
+
+def test_what_python_writes_is_rodata_of_the_right_width(built: Built) -> None:
+    name, file = built
+    module = importlib.import_module(f"tcpcore.tools.{name}")
+    known = file.variables(".rodata")
+    of_variants = {k: v for variant in module.TOOL.variants for k, v in variant.rodata.items()}
+    for variable, value in (EVERYTHING.rodata() | module.rodata() | of_variants).items():
+        data = encode(variable, value, known[variable].size)
+        assert len(data) == known[variable].size
+        if isinstance(value, bytes):  # every filter is full: so is its array
+            assert len(value) == known[variable].size
+
+
+def test_every_rodata_filter_can_be_written(built: Built) -> None:
+    name, file = built
+    own = importlib.import_module(f"tcpcore.tools.{name}").rodata()
+    there = {x for x in file.variables(".rodata") if x.startswith("targ")}
+    assert there == EVERYTHING.rodata().keys() | own.keys()
+
+
+def test_the_maps_that_python_names_exist(built: Built) -> None:
+    name, file = built
+    held = [tool(name).held.map] if tool(name).held else []  # type: ignore[union-attr]
+    assert {*tool(name).sockets, *held, "events", "target_cgroups"} <= set(file.variables(".maps"))
+
+
+def test_the_held_rows_have_a_program_to_call() -> None:
+    for name in TOOLS:
+        held = tool(name).held
+        if held:
+            assert all(held.section in variant.called for variant in tool(name).variants)
+
+
+def test_the_loss_counters_exist(built: Built) -> None:
+    _, file = built
+    counters = file.variables(".bss")
+    assert [counters[x].size for x in ("lost_ring", "lost_map")] == [8, 8]
+
+
+def test_the_kernel_takes_the_licence_for_gpl(built: Built) -> None:
+    """bpf_perf_event_output() is for GPL programs only; linux/license.h."""
+    _, file = built
+    with file.path.open("rb") as f:
+        section = ELFFile(f).get_section_by_name("license")
+        assert section is not None
+        licence = section.data()
+    assert licence in (b"GPL\0", b"GPL v2\0", b"Dual BSD/GPL\0", b"Dual MIT/GPL\0")
+
+
+def test_btf_is_there_and_dwarf_is_not(built: Built) -> None:
+    _, file = built
+    with file.path.open("rb") as f:
+        names = [section.name for section in ELFFile(f).iter_sections()]
+    assert ".BTF" in names
+    assert ".BTF.ext" in names
+    assert not [name for name in names if ".debug" in name]
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_columns_are_of_the_event(name: str) -> None:
+    assert {c.field for c in (*tool(name).columns, *tool(name).wide)} <= set(
+        tool(name).event._fields
+    )
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
+def imported(node: ast.AST, modules: set[str]) -> set[str]:
+    """The modules of tcpcore that a syntax tree imports, at the top or inside functions."""
+    found: set[str] = set()
+    if isinstance(node, ast.Import):
+        found = {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute"
+        inner = {f"{node.module}.{alias.name}" for alias in node.names}
+        found = (inner & modules) or {str(node.module)}
+    for below in ast.iter_child_nodes(node):
+        if not is_type_checking(below):
+            found |= imported(below, modules)
+    return {name for name in found if name.partition(".")[0] == "tcpcore"}
+
+
+def import_graph() -> dict[str, set[str]]:
+    trees = {module_name(path): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+    return {name: imported(tree, set(trees)) for name, tree in trees.items()}
+
+
+IMPORTS = import_graph()
+# Layer by layer, the highest first: nobody imports from a layer above its own.
+LAYERS = (
+    r"tcpcore\.__main__",
+    r"tcpcore\.cli",
+    r"tcpcore\.api",
+    r"tcpcore\.tools\..*",
+    r"tcpcore\.run",
+    r"tcpcore\.(tracing|output|options)",
+    r"tcpcore\.loader(\..*)?",
+    r"tcpcore\.errors",
+)
+
+
+def layer(module: str) -> int | None:
+    return next((i for i, layer in enumerate(LAYERS) if re.fullmatch(layer, module)), None)
+
+
+def test_imports_run_in_no_circle() -> None:
+    # `import tcpcore` imports nothing; its lazy names lead to the top.
+    graph = {name: targets - {"tcpcore"} for name, targets in IMPORTS.items() if name != "tcpcore"}
+    TopologicalSorter(graph).prepare()
+
+
+def test_imports_point_downwards() -> None:
+    upwards = [
+        f"{name} imports {target}"
+        for name, targets in IMPORTS.items()
+        for target in targets
+        if name != "tcpcore"
+        and (layer(name) or 0) > (len(LAYERS) if (to := layer(target)) is None else to)
+    ]
+    assert upwards == []
+
+
+def test_the_loader_stands_alone() -> None:
+    allowed = re.compile(r"tcpcore\.(loader(\..*)?|errors)")
+    for name, targets in IMPORTS.items():
+        if name.startswith("tcpcore.loader"):
+            assert [t for t in targets if not allowed.fullmatch(t)] == [], name
+    assert IMPORTS["tcpcore.errors"] == set()
+
+
+def test_no_tool_imports_another() -> None:
+    for name in TOOLS:
+        others = {f"tcpcore.tools.{other}" for other in TOOLS} - {f"tcpcore.tools.{name}"}
+        assert not IMPORTS[f"tcpcore.tools.{name}"] & others

@@ -1,0 +1,232 @@
+"""Filters: what each text means, and what the kernel side gets of it."""
+
+from __future__ import annotations
+
+import os
+import struct
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tcpcore import filters
+from tcpcore.errors import UsageError
+from tcpcore.filters import MAX_TARGETS, Filters
+
+
+def bad(what: str, text: str) -> None:
+    """The parser of filters.<what> refuses a text and names it and the option."""
+    parse = getattr(filters, what)
+    with pytest.raises(UsageError) as e:
+        parse("--option", [text] if what in ("ports", "networks", "comms") else text)
+    assert str(e.value).startswith("--option: ")
+    assert f"'{text}'" in str(e.value)
+
+
+def bits(bitmap: bytes) -> list[int]:
+    words = struct.unpack("=1024Q", bitmap)
+    return [64 * i + bit for i, word in enumerate(words) for bit in range(64) if word >> bit & 1]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "65536", "-1", "+80", "80-", "-80", "8_0", "٨٠", "http", "1" * 5000]
+)
+def test_bad_ports(text: str) -> None:
+    with pytest.raises(UsageError) as e:
+        filters.ports("--lport", [text])
+    assert str(e.value).startswith("--lport: '")
+
+
+def test_one_bad_port_in_a_list_is_named() -> None:
+    with pytest.raises(UsageError, match=r"--lport: '70000' is not a port \(1 to 65535\)"):
+        filters.ports("--lport", ["80,70000,443"])
+    with pytest.raises(UsageError, match="--lport: the range '90-80' runs backwards"):
+        filters.ports("--lport", ["90-80"])
+    with pytest.raises(UsageError, match="--lport: ''"):
+        filters.ports("--lport", ["80,,443"])
+
+
+def test_good_ports() -> None:
+    assert filters.ports("-L", ["80,443", "8000-8003", " 1 , 65535"]) == [
+        80, 443, 8000, 8001, 8002, 8003, 1, 65535,
+    ]  # fmt: skip
+    assert filters.ports("-L", []) == []
+
+
+@given(st.lists(st.tuples(st.integers(1, 65535), st.integers(0, 300)), max_size=8))
+def test_a_port_list_of_any_length_is_a_bitmap(ranges: list[tuple[int, int]]) -> None:
+    pairs = [(low, min(65535, low + more)) for low, more in ranges]
+    ports = filters.ports("-D", [",".join(f"{a}-{b}" for a, b in pairs)] if pairs else [])
+    rodata = Filters(rport=ports).rodata()
+    if not pairs:
+        assert "target_rport" not in rodata
+        return
+    bitmap = rodata["target_rport"]
+    assert isinstance(bitmap, bytes)
+    assert bits(bitmap) == sorted({port for a, b in pairs for port in range(a, b + 1)})
+    assert rodata["target_rport_set"] == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "10.0.0", "10.0.0.256", "10.0.0.0/33", "10.0.0.0/-1", "::1/129", ":::", "localhost",
+     "1.2.3.4/x", "7", "10.0.0.0/"],
+)  # fmt: skip
+def test_bad_networks(text: str) -> None:
+    with pytest.raises(UsageError) as e:
+        filters.networks("--raddr", [text])
+    assert str(e.value).startswith(f"--raddr: '{text.strip()}' is not an address or a prefix")
+
+
+def test_good_networks() -> None:
+    found = filters.networks("--raddr", ["10.1.2.3/8,192.0.2.1", "2001:db8::/32, ::1", "0.0.0.0/0"])
+    assert found == [
+        IPv6Network("::ffff:10.0.0.0/104"),
+        IPv6Network("::ffff:192.0.2.1/128"),
+        IPv6Network("2001:db8::/32"),
+        IPv6Network("::1/128"),
+        IPv6Network("::ffff:0.0.0.0/96"),
+    ]
+
+
+@given(st.ip_addresses(v=4), st.integers(0, 32), st.ip_addresses(v=4))
+def test_a_v4_prefix_matches_what_it_matches_as_v4(
+    base: IPv4Address, length: int, other: IPv4Address
+) -> None:
+    (mapped,) = filters.networks("--raddr", [f"{base}/{length}"])
+    plain = IPv4Network((base, length), strict=False)
+    assert (IPv6Address(f"::ffff:{other}") in mapped) == (other in plain)
+    assert IPv6Address("::1") not in mapped
+
+
+@given(st.ip_addresses(v=6), st.integers(0, 128))
+def test_a_prefix_in_rodata_is_address_and_mask(base: IPv6Address, length: int) -> None:
+    text = f"{base}".partition("%")[0] + f"/{length}"
+    rodata = Filters(laddr=filters.networks("--laddr", [text])).rodata()
+    network = ip_network(text, strict=False)
+    assert rodata["target_laddr"] == network.network_address.packed + network.netmask.packed
+    assert rodata["target_laddr_count"] == 1
+
+
+def test_task_names() -> None:
+    assert filters.comms("--comm", ["curl", "é", "a b", "a,b", "\udcff"]) == [
+        b"curl", "é".encode(), b"a b", b"a,b", b"\xff",
+    ]  # fmt: skip
+    for text in ("", "x" * 16, "é" * 8):
+        bad("comms", text)
+    rodata = Filters(comm=[b"ab", b"c"]).rodata()
+    assert rodata["target_comm"] == b"ab".ljust(16, b"\0") + b"c".ljust(16, b"\0")
+    assert rodata["target_comm_count"] == 2
+
+
+def test_lists_have_a_limit() -> None:
+    full = ["::1"] * MAX_TARGETS
+    assert len(filters.networks("--laddr", full)) == MAX_TARGETS
+    for parse in (filters.networks, filters.comms):
+        with pytest.raises(UsageError, match=f"--x: {MAX_TARGETS + 1} values, at most"):
+            parse("--x", [*full, "::1"])
+
+
+def test_family() -> None:
+    assert [filters.family(v4, v6) for v4 in (False, True) for v6 in (False, True)] == [0, 10, 2, 0]
+    assert Filters(family=10).rodata()["target_family"] == 10
+    assert "target_family" not in Filters().rodata()
+
+
+@given(st.text())
+def test_numbers_are_in_range_or_refused(text: str) -> None:
+    parse = filters.number("--x", "a number", 5, 500)
+    try:
+        value = parse(text)
+    except UsageError as e:
+        assert f"--x: '{text}' is not a number (5 to 500)" in str(e)
+    else:
+        assert 5 <= value <= 500
+        assert text.isascii() and text.isdigit()
+
+
+def test_no_filter_is_no_rodata() -> None:
+    assert Filters().rodata() == {"target_cgroup_count": 0}
+
+
+def test_numbers_in_rodata() -> None:
+    rodata = Filters(pid=[1, 4194304], uid=[0], netns=[4026531840]).rodata()
+    assert rodata["target_pid"] == struct.pack("=2I", 1, 4194304)
+    assert rodata["target_pid_count"] == 2
+    assert rodata["target_uid"] == bytes(4)
+    assert rodata["target_uid_count"] == 1
+    assert rodata["target_netns"] == struct.pack("=I", 4026531840)
+
+
+def test_network_namespaces() -> None:
+    own = Path("/proc/self/ns/net").stat().st_ino
+    for text in (str(os.getpid()), f"{own}", f"inode:{own}", f"net:[{own}]", "/proc/self/ns/net"):
+        assert filters.namespace("--netns", text) == own
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ".", "..", "0", "4194305", "4294967296", "-1", "no-such-namespace", "/absent", "a\0b",
+     "/", "/dev/null", "/proc/self/ns/pid", "x" * 300, "/" + "x" * 300, "9" * 5000],
+)  # fmt: skip
+def test_bad_network_namespaces(text: str) -> None:
+    bad("namespace", text)
+
+
+def test_a_fifo_for_a_network_namespace_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    bad("namespace", str(tmp_path / "fifo"))
+
+
+@pytest.fixture
+def hierarchy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cgroup v2 hierarchy: every directory has the two files."""
+    for name in (".", "system.slice", "system.slice/web.service"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        for file in ("cgroup.procs", "cgroup.controllers"):
+            (tmp_path / name / file).touch()
+    monkeypatch.setattr(filters, "cgroup_root", lambda *_: tmp_path)
+    return tmp_path
+
+
+def test_cgroups(hierarchy: Path) -> None:
+    web = hierarchy / "system.slice/web.service"
+    for text in (str(web), "system.slice/web.service", "/system.slice/web.service"):
+        assert filters.cgroup("--cgroup", text).samefile(web)
+    assert filters.cgroup("--cgroup", "/").samefile(hierarchy)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "absent", "/absent", "cgroup.procs", "..", "x" * 300, "/" + "x" * 300, "a\0b"]
+)
+def test_bad_cgroups(hierarchy: Path, text: str) -> None:
+    bad("cgroup", text)
+
+
+def test_a_cgroup_of_version_1_is_refused(hierarchy: Path, tmp_path: Path) -> None:
+    """It has cgroup.procs too; only version 2 has cgroup.controllers, cgroups(7)."""
+    old = tmp_path / "memory"
+    old.mkdir()
+    (old / "cgroup.procs").touch()
+    bad("cgroup", str(old))
+
+
+def test_cgroups_are_open_directories_in_the_map(hierarchy: Path) -> None:
+    chosen = Filters(cgroup=[hierarchy, hierarchy / "system.slice"])
+    assert chosen.rodata()["target_cgroup_count"] == 2
+    with chosen.cgroups() as entries:
+        assert list(entries) == [struct.pack("=I", 0), struct.pack("=I", 1)]
+        fds = [struct.unpack("=I", value)[0] for value in entries.values()]
+        inodes = [os.fstat(fd).st_ino for fd in fds]
+        assert inodes == [path.stat().st_ino for path in chosen.cgroup]
+    for fd in fds:
+        with pytest.raises(OSError):
+            os.fstat(fd)
+
+
+def test_a_cgroup_that_went_away() -> None:
+    with pytest.raises(UsageError, match="--cgroup: /absent: No such file"):  # noqa: SIM117
+        with Filters(cgroup=[Path("/absent")]).cgroups():
+            pass

@@ -1,0 +1,172 @@
+"""The options that all tools share, from the user's text to filters and machinery."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tcpcore import containers, run
+from tcpcore.errors import TcpcoreError, UsageError
+from tcpcore.options import Common, decimal, seconds, size
+from tcpcore.tracing import Machinery
+from tests.unit.samples import TOOLS, tool
+
+
+def common(field: str, value: Any) -> Common:
+    return Common(**{field: value})
+
+
+def refused(call: Any, option: str, text: str) -> None:
+    with pytest.raises(UsageError) as e:
+        call()
+    assert str(e.value).startswith(option + ": ")
+    assert text in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "texts"),
+    [
+        ("pid", ["", "0", "-1", "4194305", "x", "1,2", "1.5", "1" * 5000]),
+        ("uid", ["", "-1", "4294967295", "root"]),
+        ("comm", ["", "x" * 16]),
+        ("lport", ["", "0", "65536", "http", "2-1"]),
+        ("rport", ["", "0", "65536", "http", "2-1"]),
+        ("laddr", ["", "300.0.0.1", "::1/200"]),
+        ("raddr", ["", "300.0.0.1", "::1/200"]),
+        ("netns", ["no-such-namespace", "99999999999"]),
+        ("cgroup", ["no/such/cgroup"]),
+    ],
+)
+def test_a_bad_filter_names_option_and_text(field: str, texts: list[str]) -> None:
+    for text in texts:
+        refused(common(field, [text]).filters, f"--{field}", text)
+
+
+def test_the_last_of_several_is_checked_too() -> None:
+    refused(Common(pid=["1", "2", "three"]).filters, "--pid", "'three'")
+
+
+def test_too_many() -> None:
+    one = {"pid": "1", "uid": "1", "comm": "a", "laddr": "::1", "netns": "4026531840"}
+    for field, value in one.items():
+        refused(common(field, [value] * 65).filters, f"--{field}", "65 values")
+
+
+def test_good_filters() -> None:
+    found = Common(
+        pid=["1", "4194304"], uid=["0", "4294967294"], comm=["curl"], ipv6=True, lport=["22"],
+        rport=["80,443"], laddr=["::1"], raddr=["10.0.0.0/8"], netns=["4026531840"],
+    ).filters()  # fmt: skip
+    assert (found.pid, found.uid, found.comm) == ([1, 4194304], [0, 4294967294], [b"curl"])
+    assert (found.family, found.lport, found.rport) == (10, [22], [80, 443])
+    assert [str(network) for network in (*found.laddr, *found.raddr)] == [
+        "::1/128", "::ffff:a00:0/104",
+    ]  # fmt: skip
+    assert found.netns == [4026531840]
+
+
+def test_pids_of_a_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "outer_pid", lambda option, namespace, pid: pid + 1000)
+    assert Common(pid=["1", "2"], pidns="77").filters().pid == [1001, 1002]
+    refused(Common(pidns="77").filters, "--pidns", "needs --pid")
+
+
+def test_containers_are_cgroups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "cgroup", lambda option, text: Path("/cgroup", text))
+    assert Common(container=["web"]).filters().cgroup == [Path("/cgroup/web")]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1", 1), ("512", 512), ("512K", 512 << 10), ("512k", 512 << 10), ("4M", 4 << 20),
+     ("4MB", 4 << 20), ("4MiB", 4 << 20), ("1G", 1 << 30), ("1073741824", 1 << 30)],
+)  # fmt: skip
+def test_sizes(text: str, value: int) -> None:
+    assert size("--buffer", text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "0K", "-1", "1.5M", "K", "4T", "2G", "1073741825", "4 M", "4\u212a", "9" * 5000],
+)
+def test_bad_sizes(text: str) -> None:
+    refused(Common(buffer=text).machinery, "--buffer", f"'{text}'")
+
+
+@given(st.text(max_size=8))
+def test_any_text_is_a_size_or_refused(text: str) -> None:
+    try:
+        assert 1 <= size("--buffer", text) <= 1 << 30
+    except UsageError as e:
+        assert f"--buffer: '{text}'" in str(e)
+
+
+@given(st.from_regex(re.compile(r"[0-9]{1,4}[kmg]?(i?b)?", re.IGNORECASE), fullmatch=True))
+def test_any_case_of_a_unit_is_a_size_or_refused(text: str) -> None:
+    """Ignoring the case of letters, KELVIN SIGN is a k."""
+    try:
+        size("--buffer", text)
+    except UsageError as e:
+        assert f"--buffer: '{text}'" in str(e)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "x", "16777217", "1K"])
+def test_bad_map_sizes(text: str) -> None:
+    refused(Common(map_size=text).machinery, "--map-size", f"'{text}'")
+
+
+@pytest.mark.parametrize("path", [".", "absent", "/absent/vmlinux", "x" * 300])
+def test_bad_btf_files(path: str) -> None:
+    refused(Common(btf=Path(path)).machinery, "--btf", path)
+
+
+def test_machinery(tmp_path: Path) -> None:
+    btf = tmp_path / "vmlinux"
+    btf.touch()
+    found = Common(buffer="1M", map_size="1024", attach="kprobe", btf=btf).machinery()
+    assert (found.buffer, found.map_size, found.attach, found.btf) == (1 << 20, 1024, "kprobe", btf)
+    assert Common().machinery() == Machinery()
+
+
+@pytest.mark.parametrize("text", ["", "0", "0.0", "-1", "1e3", "inf", "nan", "1,5", "1" * 10, "."])
+@pytest.mark.parametrize("option", ["duration", "interval"])
+def test_bad_seconds(option: str, text: str) -> None:
+    refused(lambda: run.Limits(common(option, text)), f"--{option}", f"'{text}'")
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "many", "9" * 20])
+def test_bad_counts(text: str) -> None:
+    refused(lambda: run.Limits(Common(count=text)), "--count", f"'{text}'")
+
+
+def test_limits() -> None:
+    limits = run.Limits(Common(duration="1.5", interval=".25", count="10"))
+    assert (limits.duration, limits.interval, limits.count) == (1.5, 0.25, 10)
+    limits = run.Limits(Common())
+    assert (limits.duration, limits.interval, limits.count) == (None, None, None)
+
+
+@given(st.text(max_size=6))
+def test_any_text_is_a_decimal_or_refused(text: str) -> None:
+    try:
+        assert 0 <= decimal("MIN_MS", text, "a number") < 1e9
+    except UsageError as e:
+        assert str(e) == f"MIN_MS: '{text}' is not a number"
+
+
+def test_decimals() -> None:
+    assert [decimal("X", text, "a number") for text in ("0", "5", "0.5", ".5", "5.")] == [
+        0, 5, 0.5, 0.5, 5,
+    ]  # fmt: skip
+    assert seconds("--duration", None) is None
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_one_format_at_a_time(name: str) -> None:
+    with pytest.raises(TcpcoreError, match="--json and --csv"):
+        run.writer(tool(name), Common(json=True, csv=True))

@@ -1,0 +1,210 @@
+"""The three writers, with every tool's events."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from tcpcore import clock
+from tcpcore.output import Csv, Json, Table, table_lines
+from tcpcore.tool import Tool
+from tests.unit.samples import TOOLS, address, comm, event, tool
+
+LONGEST = "2001:1db8:1111:2222:3333:4444:5555:6666"  # 39 characters
+
+# design.md, section 6.
+COMMON = (
+    "type", "tool", "time", "ts_ns", "pid", "comm", "uid", "netns", "family", "laddr", "lport",
+    "raddr", "rport",
+)  # fmt: skip
+OWN = {
+    "connlat": {"latency_ns", "result"},
+    "states": {"skaddr", "oldstate", "newstate", "duration_ns"},
+}
+
+NASTY = (
+    (b"\x1b[2J\x1b]0;x\x07", r"\x1b[2J\x1b]0;x\x07"),
+    (b'say "hi", you', 'say "hi", you'),
+    (b"a\\b", r"a\\b"),
+    (b"two\nlines\r\n", r"two\nlines\r\n"),
+    (b"\xff\xfe\x80", r"\xff\xfe\x80"),
+    (b"%s%n%d", "%s%n%d"),
+)
+
+
+@pytest.fixture(params=TOOLS)
+def each(request: pytest.FixtureRequest) -> Tool:
+    return tool(request.param)
+
+
+def starts(header: str) -> list[int]:
+    return [match.start() for match in re.finditer(r"\S+", header)]
+
+
+def lines_up(header: str, row: str) -> bool:
+    """Every cell begins where its title does, behind a blank."""
+    return all(
+        row[at] != " " and (at == 0 or row[at - 1] == " ") for at in starts(header.rstrip("\n"))
+    )
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("stamps", [(False, False), (True, False), (False, True), (True, True)])
+def test_columns_line_up(each: Tool, wide: bool, stamps: tuple[bool, bool]) -> None:
+    table = Table(each, wide, *stamps)
+    header = table.header()
+    rows = table.rows([event(each), event(each, pid=0, comm=bytes(16), lport=0, rport=1)])
+    assert header.count("\n") == 1
+    assert len(rows.splitlines()) == 2
+    assert all(lines_up(header, row) for row in rows.splitlines())
+    assert not any(line.endswith(" ") for line in (header + rows).splitlines())
+
+
+def test_wide_has_room_for_the_longest_address(each: Tool) -> None:
+    table = Table(each, True, False, False)
+    far = event(each, family=10, laddr=address(LONGEST), raddr=address(LONGEST))
+    assert len(LONGEST) == 39
+    assert lines_up(table.header(), table.rows([far]).rstrip("\n"))
+    assert table.rows([far]).count(LONGEST) == 2
+
+
+def test_v4_mapped_is_ipv4_everywhere(each: Tool) -> None:
+    record = [event(each, raddr=address("::ffff:203.0.113.9"))]
+    for writer in (Table(each, False, False, False), Table(each, True, False, False), Json(each)):
+        assert "203.0.113.9" in writer.rows(record)
+        assert "ffff:" not in writer.rows(record)
+    assert ",203.0.113.9," in Csv(each).rows(record)
+
+
+def test_a_long_name_is_cut_in_text_and_whole_elsewhere(each: Tool) -> None:
+    record = [event(each, comm=comm(b"abcdefghijklmno"))]
+    narrow = Table(each, False, False, False)
+    assert lines_up(narrow.header(), narrow.rows(record).rstrip("\n"))
+    assert "abcdefghijklmno" not in narrow.rows(record)
+    for writer in (Table(each, True, False, False), Json(each), Csv(each)):
+        assert "abcdefghijklmno" in writer.rows(record)
+
+
+@pytest.mark.parametrize(("raw", "shown"), NASTY)
+def test_nasty_names(each: Tool, raw: bytes, shown: str) -> None:
+    record = [event(each, comm=comm(raw))]
+    text = Table(each, True, False, False).rows(record)
+    assert text.count("\n") == 1
+    assert text.rstrip("\n").isprintable()
+    assert shown[:16] in text
+    line = Json(each).rows(record)
+    assert line.count("\n") == 1
+    assert json.loads(line)["comm"] == shown
+    assert (
+        next(csv.DictReader(io.StringIO(Csv(each).header() + Csv(each).rows(record))))["comm"]
+        == shown
+    )
+
+
+def test_json_has_the_fields_of_the_design(each: Tool) -> None:
+    lines = Json(each).rows([event(each), event(each)]).splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        found = json.loads(line)
+        assert tuple(found)[: len(COMMON)] == COMMON
+        if each.name in OWN:
+            assert set(found) - set(COMMON) == OWN[each.name]
+        assert (found["type"], found["tool"]) == ("event", each.name)
+        assert (found["pid"], found["lport"], found["family"]) == (4711, 40000, "ipv4")
+        assert found["raddr"] == "198.51.100.7"
+
+
+def test_unknown_is_null_in_json_empty_in_csv_and_a_dash_in_text(each: Tool) -> None:
+    record = [event(each, pid=0, comm=bytes(16), lport=0)]
+    found = json.loads(Json(each).rows(record))
+    assert (found["pid"], found["comm"], found["lport"]) == (None, None, None)
+    row = next(csv.DictReader(io.StringIO(Csv(each).header() + Csv(each).rows(record))))
+    assert (row["pid"], row["comm"], row["lport"]) == ("", "", "")
+    assert Table(each, False, False, False).rows(record).split().count("-") >= 2
+
+
+def test_csv_and_json_say_the_same(each: Tool) -> None:
+    records = [event(each), event(each, uid=0, rport=80)]
+    objects = [json.loads(line) for line in Json(each).rows(records).splitlines()]
+    rows = list(csv.DictReader(io.StringIO(Csv(each).header() + Csv(each).rows(records))))
+    for as_json, as_csv in zip(objects, rows, strict=True):
+        del as_json["type"], as_json["tool"]
+        assert list(as_csv) == list(as_json)
+        # Both ask the clock for the offset; all else is equal to the letter.
+        del as_json["time"], as_csv["time"]
+        assert as_csv == {name: str(value) for name, value in as_json.items()}
+
+
+def parsed(stamp: str) -> float:
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z", stamp)
+    whole = datetime.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=timezone.utc)
+    return whole.timestamp() + float(stamp[19:29])
+
+
+def test_time_is_rfc3339_with_nanoseconds(each: Tool) -> None:
+    record = [event(each)]
+    now = time.time()
+    row = next(csv.DictReader(io.StringIO(Csv(each).header() + Csv(each).rows(record))))
+    for stamp in (json.loads(Json(each).rows(record))["time"], row["time"]):
+        assert abs(parsed(stamp) - now) < 5
+
+
+def test_the_clock_keeps_each_nanosecond(each: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """9 digits, leading zeros kept, also where a second begins."""
+    monkeypatch.setattr(clock, "_offset", lambda: 1_700_000_000 * clock.SECOND)
+    records = [event(each, ts_ns=ns) for ns in (0, 5, 999_999_999, 1_000_000_000)]
+    assert [json.loads(line)["time"] for line in Json(each).rows(records).splitlines()] == [
+        "2023-11-14T22:13:20.000000000Z",
+        "2023-11-14T22:13:20.000000005Z",
+        "2023-11-14T22:13:20.999999999Z",
+        "2023-11-14T22:13:21.000000000Z",
+    ]
+
+
+def test_text_stamps(each: Tool) -> None:
+    table = Table(each, False, True, True)
+    assert table.header().split()[:2] == ["TIME", "TIME(s)"]
+    wall, since = table.rows([event(each)]).split()[:2]
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", wall)
+    assert 0 <= float(since) < 5
+
+
+def test_the_header_is_apart_from_the_rows(each: Tool) -> None:
+    for writer in (Table(each, False, False, False), Csv(each)):
+        assert len(writer.header().splitlines()) == 1
+        first = writer.header().split()[0].split(",")[0]
+        assert first not in writer.rows([event(each), event(each)]).split()
+    assert Json(each).header() == ""
+
+
+def test_other_records_are_for_json_only(each: Tool) -> None:
+    content: dict[str, Any] = {"ring": 3, "map": 0}
+    found = json.loads(Json(each).record("lost", content))
+    assert list(found) == ["type", "tool", "time", "ring", "map"]
+    assert (found["type"], found["tool"], found["ring"]) == ("lost", each.name, 3)
+    parsed(found["time"])
+    assert Table(each, False, False, False).record("lost", content) == ""
+    assert Csv(each).record("lost", content) == ""
+
+
+def test_the_columns_of_the_tools_before_us() -> None:
+    """bcc and libbpf-tools: scripts that cut columns carry over; new ones come at the end."""
+    connlat = Table(tool("connlat"), False, False, False).header().split()
+    assert connlat[:7] == ["PID", "COMM", "IP", "SADDR", "DADDR", "DPORT", "LAT(ms)"]
+    states = Table(tool("states"), False, False, False).header().split()
+    assert states == [
+        "SKADDR", "PID", "COMM", "LADDR", "LPORT", "RADDR", "RPORT", "OLDSTATE", "->", "NEWSTATE",
+        "MS",
+    ]  # fmt: skip
+
+
+def test_a_small_table() -> None:
+    text = table_lines([("NAME", 6), ("N", 2), ("LAST", 4)], [("a", "1", "x"), ("b", "22", "")])
+    assert text == "NAME   N  LAST\na      1  x\nb      22\n"

@@ -1,0 +1,142 @@
+"""Which variant is tried when, with a kernel that answers what the test wants."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tcpcore.errors import LibbpfError, UsageError
+from tcpcore.loader import Variant, kernel, plan
+
+FENTRY = Variant(
+    "fentry", ("fentry/f", "tp_btf/t"), optional=("fentry/f6",), parameters={"f": 3, "f6": 2}
+)
+KPROBE = Variant("kprobe", ("kprobe/f", "raw_tp/t"), optional=("kprobe/f6",))
+FIRST = Variant("tracepoint", ("tp_btf/t",))
+SECOND = Variant("tracepoint", ("raw_tp/t",))
+ALL = (FENTRY, KPROBE, FIRST, SECOND)
+
+
+class FakeBtf:
+    def __init__(self, functions: Mapping[str, int]) -> None:
+        self._functions = functions
+
+    def parameters(self, function: str) -> int | None:
+        return self._functions.get(function)
+
+    def has_tracepoint(self, name: str) -> bool:
+        return True
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """A kernel with BTF, kprobes and both functions; tests take away from it."""
+    monkeypatch.setattr(kernel, "VMLINUX_BTF", tmp_path)
+    monkeypatch.setattr(kernel, "has_kprobes", lambda: True)
+    monkeypatch.setattr(kernel, "btf", lambda: FakeBtf({"f": 3, "f6": 2}))
+    monkeypatch.setattr(plan, "_lockdown", lambda: "none")
+    return monkeypatch
+
+
+def without_btf(host: pytest.MonkeyPatch) -> None:
+    host.setattr(kernel, "VMLINUX_BTF", Path("/absent/btf"))
+    host.setattr(kernel, "btf", lambda: None)
+
+
+def choices(variants: tuple[Variant, ...]) -> tuple[list[plan.Choice], list[plan.Refusal]]:
+    refusals: list[plan.Refusal] = []
+    return list(plan.candidates(variants, refusals)), refusals
+
+
+def test_the_best_comes_first(host: pytest.MonkeyPatch) -> None:
+    found, refusals = choices(ALL)
+    assert [choice.variant for choice in found] == list(ALL)
+    assert refusals == []
+    assert (found[0].attach, found[0].optional) == (FENTRY.sections, FENTRY.optional)
+
+
+def test_forced_takes_all_of_that_name_in_order() -> None:
+    assert plan.select(ALL, None) == list(ALL)
+    assert plan.select(ALL, "kprobe") == [KPROBE]
+    assert plan.select(ALL, "tracepoint") == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize("forced", ["uprobe", "", "FENTRY", "fentry/f"])
+def test_forced_but_unknown_lists_each_name_once(forced: str) -> None:
+    with pytest.raises(UsageError) as e:
+        plan.select(ALL, forced)
+    assert str(e.value).startswith(f"--attach: no variant '{forced}'")
+    assert str(e.value).endswith(": fentry, kprobe, tracepoint")
+
+
+def test_no_btf_leaves_kprobe_and_raw_tracepoint(host: pytest.MonkeyPatch) -> None:
+    without_btf(host)
+    found, refusals = choices(ALL)
+    assert [choice.variant for choice in found] == [KPROBE, SECOND]
+    assert [refusal.variant for refusal in refusals] == [FENTRY, FIRST]
+    assert "no kernel BTF (/absent/btf is absent)" in str(refusals[0])
+
+
+def test_no_kprobes(host: pytest.MonkeyPatch) -> None:
+    host.setattr(kernel, "has_kprobes", lambda: False)
+    found, refusals = choices(ALL)
+    assert KPROBE not in [choice.variant for choice in found]
+    assert "without kprobes" in str(refusals[0])
+
+
+def test_a_missing_function_refuses(host: pytest.MonkeyPatch) -> None:
+    host.setattr(kernel, "btf", lambda: FakeBtf({"f6": 2}))
+    found, refusals = choices((FENTRY, KPROBE))
+    assert [choice.variant for choice in found] == [KPROBE]
+    assert str(refusals[0]) == "fentry (fentry/f): no function f in kernel BTF"
+
+
+def test_another_number_of_parameters_refuses(host: pytest.MonkeyPatch) -> None:
+    host.setattr(kernel, "btf", lambda: FakeBtf({"f": 4, "f6": 2}))
+    found, refusals = choices((FENTRY,))
+    assert found == []
+    assert str(refusals[0]) == "fentry (fentry/f): f has 4 parameters, not 3"
+
+
+@pytest.mark.parametrize("functions", [{"f": 3}, {"f": 3, "f6": 5}])
+def test_an_optional_hook_does_not_refuse(
+    host: pytest.MonkeyPatch, functions: dict[str, int]
+) -> None:
+    host.setattr(kernel, "btf", lambda: FakeBtf(functions))
+    found, refusals = choices((FENTRY,))
+    assert (found[0].attach, found[0].optional) == (FENTRY.sections, ())
+    assert refusals == []
+
+
+def test_the_plan_is_lazy(host: pytest.MonkeyPatch) -> None:
+    """The second variant is not asked for while the first may do."""
+    asked: list[str] = []
+    host.setattr(kernel, "cannot", lambda section, parameters: asked.append(section))
+    next(plan.candidates(ALL, []))
+    assert asked == [*FENTRY.sections, *FENTRY.optional]
+
+
+def test_every_refusal_is_in_the_error() -> None:
+    errors = [LibbpfError("bpf_object__load", errno.EINVAL, ["libbpf: told by libbpf"])]
+    refusals = [plan.Refusal(FENTRY, "reason one"), plan.Refusal(KPROBE, str(errors[0]))]
+    error = plan.unsupported(refusals, errors)
+    assert error.exit_code == 3
+    assert "fentry (fentry/f): reason one; kprobe (kprobe/f): " in str(error)
+    assert "told by libbpf" in str(error)
+    assert "\n" not in str(error)
+
+
+def test_the_error_has_a_remedy(host: pytest.MonkeyPatch) -> None:
+    refusals = [plan.Refusal(FENTRY, "reason")]
+    host.setattr(plan, "_lockdown", lambda: "integrity")
+    assert str(plan.unsupported(refusals, [])).endswith("reason")
+    no_memory = [LibbpfError("bpf_object__load", errno.ENOMEM)]
+    assert "ulimit -l" in str(plan.unsupported(refusals, no_memory))
+    host.setattr(plan, "_lockdown", lambda: "confidentiality")
+    assert "lockdown" in str(plan.unsupported(refusals, []))
+    without_btf(host)
+    no_btf = [LibbpfError("bpf_object__load", errno.ESRCH, ["libbpf: failed to find valid BTF"])]
+    assert "--btf FILE" in str(plan.unsupported(refusals, no_btf))
