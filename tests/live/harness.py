@@ -102,7 +102,7 @@ def _main(arguments: Sequence[str], hide: Sequence[str], out: int, err: int) -> 
     if hide:
         assert ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0
         sh("mount --make-rprivate /")
-    for folder in hide:
+    for folder in filter(os.path.isdir, hide):
         sh(f"mount -t tmpfs none {folder}")
     cli.main()
 
