@@ -2,6 +2,8 @@
 #ifndef TCPCORE_CONNLAT_H
 #define TCPCORE_CONNLAT_H
 
+#include "vmlinux.h"
+
 /* One finished connect. Mirror: Event in src/tcpcore/tools/connlat.py. */
 struct connlat_event {
 	__u64 ts_ns; /* CLOCK_MONOTONIC, of the end */

@@ -8,6 +8,7 @@
 #define TCPCORE_FILTER_BPF_H
 
 #include "sock.bpf.h"
+#include "task.bpf.h"
 
 #define MAX_TARGETS 64
 #define PORT_WORDS (65536 / 64)
@@ -29,6 +30,7 @@ const volatile __u32 target_laddr_count, target_raddr_count;
 const volatile __u64 target_lport[PORT_WORDS], target_rport[PORT_WORDS];
 const volatile bool target_lport_set, target_rport_set;
 const volatile __u32 target_cgroup_count;
+const volatile bool target_cgroupmap_set, target_mntnsmap_set;
 
 /* File descriptors of cgroup directories; a task matches in the group and in all below it. */
 struct {
@@ -37,6 +39,17 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } target_cgroups SEC(".maps");
+
+/*
+ * Their place is taken by maps that somebody else pinned and fills: ids of cgroups, inodes of
+ * mount namespaces. A task whose own is a key of the map passes.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, __u64);
+} target_cgroupmap SEC(".maps"), target_mntnsmap SEC(".maps");
 
 static __always_inline bool in_list(const volatile __u32 *list, __u32 count, __u32 value)
 {
@@ -95,7 +108,6 @@ static __always_inline bool want_task(__u32 pid, __u32 uid, const char *comm)
 	return want_uid(uid) && want_comm(comm);
 }
 
-/* Only where current is the task in question. */
 static __always_inline bool want_current_cgroup(void)
 {
 #pragma clang loop unroll(disable)
@@ -105,10 +117,34 @@ static __always_inline bool want_current_cgroup(void)
 	return !target_cgroup_count;
 }
 
+static __always_inline bool in_pinned_map(void *map, __u64 key)
+{
+	return bpf_map_lookup_elem(map, &key);
+}
+
+/* Only where current is the task in question; pid, uid and comm are its own. */
+static __always_inline bool want_current(__u32 pid, __u32 uid, const char *comm)
+{
+	if (target_cgroupmap_set && !in_pinned_map(&target_cgroupmap, bpf_get_current_cgroup_id()))
+		return false;
+	if (target_mntnsmap_set &&
+	    !in_pinned_map(&target_mntnsmap, mount_namespace(current_task())))
+		return false;
+	return want_task(pid, uid, comm) && want_current_cgroup();
+}
+
+/* A task that is not current: its groups are not asked for. */
+static __always_inline bool want_other_task(__u32 pid, __u32 uid, const char *comm)
+{
+	return !target_cgroup_count && !target_cgroupmap_set && !target_mntnsmap_set &&
+	       want_task(pid, uid, comm);
+}
+
 /* A task that is not known passes no filter that asks for the task. */
 static __always_inline bool want_unknown_task(__u32 uid)
 {
-	return !target_pid_count && !target_comm_count && !target_cgroup_count && want_uid(uid);
+	return !target_pid_count && !target_comm_count && !target_cgroup_count &&
+	       !target_cgroupmap_set && !target_mntnsmap_set && want_uid(uid);
 }
 
 static __always_inline bool want_conn(const struct conn *conn)

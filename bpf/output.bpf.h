@@ -12,6 +12,8 @@ struct {
 	__type(value, __u32);
 } events SEC(".maps");
 
+#define UNKNOWN_NS (~0ULL) /* a duration whose start was not seen */
+
 /* Puts the event's layout into the object's BTF, where tests compare it with the Python mirror. */
 #define EVENT(name) const struct name *event_layout __attribute__((unused))
 
@@ -28,12 +30,17 @@ static __always_inline void emit(void *ctx, void *event, __u64 size)
 		__sync_fetch_and_add(&lost_ring, 1);
 }
 
+static __always_inline void lose_socket(void)
+{
+	__sync_fetch_and_add(&lost_map, 1);
+}
+
 /* bpf_map_update_elem that counts its failures; true when the entry is in the map. */
 static __always_inline bool remember(void *map, const void *key, const void *value)
 {
 	if (bpf_map_update_elem(map, key, value, BPF_ANY) == 0)
 		return true;
-	__sync_fetch_and_add(&lost_map, 1);
+	lose_socket();
 	return false;
 }
 

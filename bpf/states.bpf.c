@@ -1,21 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Every TCP state change, and the time spent in the state before. */
-#include "vmlinux.h"
-#include <bpf/bpf_core_read.h>
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_tracing.h>
-
+#include "accepting.bpf.h"
 #include "output.bpf.h"
-#include "owner.bpf.h"
+#include "owners.bpf.h"
 #include "states.h"
-
-#define UNKNOWN_NS (~0ULL)
+#include "transitions.bpf.h"
 
 EVENT(states_event);
 
 struct tracked {
 	__u64 since_ns; /* when the socket came to its state */
-	struct owner owner;
 	__u16 lport;
 	__u8 state;
 	__u8 held_from; /* old state of a row that waits for its tuple, 0: none waits */
@@ -76,17 +70,19 @@ static __always_inline void send(void *ctx, __u64 sk, __u64 ts_ns, __u64 duratio
  * the first one that we saw.
  */
 static __always_inline void release(void *ctx, __u64 key, struct tracked row,
-				    const struct conn *conn)
+				    const struct conn *conn, const struct owner *owner)
 {
-	if (bpf_map_delete_elem(&held, &key) == 0 && row.owner.wanted)
-		send(ctx, key, row.since_ns, UNKNOWN_NS, row.held_from, row.state, conn,
-		     &row.owner);
+	if (bpf_map_delete_elem(&held, &key) == 0 && owner->wanted)
+		send(ctx, key, row.since_ns, UNKNOWN_NS, row.held_from, row.state, conn, owner);
 }
 
-static __always_inline void forget(__u64 key)
+static __always_inline void forget(struct sock *sk)
 {
+	__u64 key = (__u64)sk;
+
 	bpf_map_delete_elem(&held, &key);
 	bpf_map_delete_elem(&sockets, &key);
+	disown(sk);
 }
 
 /*
@@ -102,49 +98,60 @@ static __always_inline bool follow(__u64 key, struct tracked *tracked, const str
 	return next->held_from && bpf_map_update_elem(&held, &key, &next->since_ns, BPF_ANY) == 0;
 }
 
-static __always_inline int transition(void *ctx, struct sock *sk, int oldstate, int newstate,
-				      const bool direct)
+static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
+				       const bool direct)
 {
 	__u64 now = bpf_ktime_get_ns(), key = (__u64)sk, since = 0;
 	struct tracked *tracked, next = {.since_ns = now, .state = newstate};
+	struct owner owner;
 	struct conn conn;
 	bool known;
 
-	if (!is_tcp(sk, direct) || !read_conn(&conn, sk, direct))
-		return 0;
+	if (!read_conn(&conn, sk, direct))
+		return;
 	tracked = bpf_map_lookup_elem(&sockets, &key);
 	if (tracked) {
 		since = tracked->since_ns;
-		next.owner = tracked->owner;
 		if (!conn.lport)
 			conn.lport = tracked->lport;
-	} else {
-		owner_is_unknown(&next.owner, sk, direct);
 	}
 	if (!conn.lport)
 		conn.lport = read_closed_lport(sk);
 	known = newstate == TCP_CLOSE || is_tuple_known(&conn, newstate);
 	if (known && !want_conn(&conn)) {
 		if (tracked)
-			forget(key);
-		return 0;
+			forget(sk);
+		return;
 	}
-	if (in_owner_context(sk, direct))
-		owner_is_current(&next.owner);
 	next.lport = conn.lport;
 
+	find_owner(&owner, sk, conn.netns, direct);
 	if (tracked && tracked->held_from)
-		release(ctx, key, *tracked, &conn);
+		release(ctx, key, *tracked, &conn, &owner);
 	if (!known)
 		next.held_from = oldstate;
 	if (newstate == TCP_CLOSE)
 		bpf_map_delete_elem(&sockets, &key);
 	else if (follow(key, tracked, &next))
-		return 0;
-	if (next.owner.wanted)
+		return;
+	if (owner.wanted)
 		send(ctx, key, now, since ? now - since : UNKNOWN_NS, oldstate, newstate, &conn,
-		     &next.owner);
-	return 0;
+		     &owner);
+}
+
+static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct)
+{
+	struct owner owner;
+	struct conn conn;
+
+	if (read_conn(&conn, sk, direct) && want_conn(&conn) &&
+	    !own(&owner, known_owner(sk), sk, conn.netns, ROLE_PASSIVE))
+		lose_socket();
+}
+
+static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
+{
+	forget(sk);
 }
 
 /*
@@ -158,6 +165,7 @@ int send_held(struct bpf_raw_tracepoint_args *ctx)
 	struct sock *sk = (struct sock *)ctx->args[0];
 	__u64 key = (__u64)sk, *since;
 	struct tracked *tracked = bpf_map_lookup_elem(&sockets, &key), row;
+	struct owner *known = known_owner(sk), owner;
 	struct conn conn;
 
 	/* Nothing to clean up: whoever takes a socket out of `sockets` sees to its key in `held`. */
@@ -170,65 +178,14 @@ int send_held(struct bpf_raw_tracepoint_args *ctx)
 	if (!since || *since != row.since_ns)
 		return 0;
 	tracked->lport = conn.lport;
-	if (want_conn(&conn))
-		release(ctx, key, row, &conn);
+	if (known)
+		owner = *known;
 	else
-		forget(key);
-	return 0;
-}
-
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(set_state_btf, struct sock *sk, int oldstate, int newstate)
-{
-	return transition(ctx, sk, oldstate, newstate, true);
-}
-
-SEC("raw_tp/inet_sock_set_state")
-int BPF_PROG(set_state_raw, struct sock *sk, int oldstate, int newstate)
-{
-	return transition(ctx, sk, oldstate, newstate, false);
-}
-
-/* The tracepoint's two callers. They run before sk_state changes. */
-SEC("fentry/inet_sk_set_state")
-int BPF_PROG(set_state_fentry, struct sock *sk, int state)
-{
-	return transition(ctx, sk, sk->__sk_common.skc_state, state, true);
-}
-
-SEC("fentry/inet_sk_state_store")
-int BPF_PROG(state_store_fentry, struct sock *sk, int state)
-{
-	return transition(ctx, sk, sk->__sk_common.skc_state, state, true);
-}
-
-SEC("kprobe/inet_sk_set_state")
-int BPF_KPROBE(set_state_kprobe, struct sock *sk, int state)
-{
-	return transition(ctx, sk, BPF_CORE_READ(sk, __sk_common.skc_state), state, false);
-}
-
-SEC("kprobe/inet_sk_state_store")
-int BPF_KPROBE(state_store_kprobe, struct sock *sk, int state)
-{
-	return transition(ctx, sk, BPF_CORE_READ(sk, __sk_common.skc_state), state, false);
-}
-
-/*
- * A program is skipped while an instance of it runs on the CPU, so a change to CLOSE can be missed.
- * Freed addresses are used again: nothing may be left of the old socket.
- */
-SEC("tp_btf/tcp_destroy_sock")
-int BPF_PROG(destroy_btf, struct sock *sk)
-{
-	forget((__u64)sk);
-	return 0;
-}
-
-SEC("raw_tp/tcp_destroy_sock")
-int BPF_PROG(destroy_raw, struct sock *sk)
-{
-	forget((__u64)sk);
+		unknown_owner(&owner, sk, conn.netns, false);
+	if (want_conn(&conn))
+		release(ctx, key, row, &conn, &owner);
+	else
+		forget(sk);
 	return 0;
 }
 

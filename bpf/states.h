@@ -2,6 +2,8 @@
 #ifndef TCPCORE_STATES_H
 #define TCPCORE_STATES_H
 
+#include "vmlinux.h"
+
 /* One state change. Mirror: Event in src/tcpcore/tools/states.py. */
 struct states_event {
 	__u64 ts_ns;	   /* CLOCK_MONOTONIC */

@@ -61,6 +61,15 @@ struct bpf_raw_tracepoint_args {
 	__u64 args[0];
 };
 
+/* Contexts of the syscalls' classic tracepoints (include/trace/events/syscalls.h). */
+struct trace_event_raw_sys_enter {
+	unsigned long args[6];
+};
+
+struct trace_event_raw_sys_exit {
+	long ret;
+};
+
 struct in6_addr {
 	union {
 		__u8 u6_addr8[16];
@@ -68,24 +77,8 @@ struct in6_addr {
 	} in6_u;
 };
 
-struct in_addr {
-	__be32 s_addr;
-};
-
 struct sockaddr {
 	__u16 sa_family;
-};
-
-struct sockaddr_in {
-	__u16 sin_family;
-	__be16 sin_port;
-	struct in_addr sin_addr;
-};
-
-struct sockaddr_in6 {
-	__u16 sin6_family;
-	__be16 sin6_port;
-	struct in6_addr sin6_addr;
 };
 
 struct ns_common {
@@ -115,8 +108,59 @@ typedef enum {
 	SS_CONNECTING,
 } socket_state;
 
+struct file {
+	void *private_data;
+};
+
 struct socket {
 	socket_state state;
+	struct file *file;
+	struct sock *sk;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+struct mnt_namespace {
+	struct ns_common ns;
+};
+
+struct nsproxy {
+	struct mnt_namespace *mnt_ns;
+};
+
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
+struct task_struct {
+	unsigned int flags;
+	int pid;
+	int tgid;
+	char comm[16];
+	struct files_struct *files;
+	struct nsproxy *nsproxy;
+	struct css_set *cgroups;
+};
+
+/* Context of iter/task_file (kernel/bpf/task_iter.c). */
+struct bpf_iter__task_file {
+	struct task_struct *task;
+	struct file *file;
 };
 
 struct sock_common {
@@ -125,7 +169,8 @@ struct sock_common {
 	__be16 skc_dport;
 	__u16 skc_num;
 	unsigned short skc_family;
-	volatile unsigned char skc_state;
+	unsigned char skc_state;
+	unsigned long skc_flags;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
@@ -145,7 +190,35 @@ struct inet_sock {
 	__be16 inet_sport;
 };
 
+struct minmax_sample {
+	__u32 v;
+};
+
+struct minmax {
+	struct minmax_sample s[3];
+};
+
+struct tcp_sock {
+	__u64 bytes_received;
+	__u64 bytes_sent;
+	__u64 bytes_retrans;
+	__u32 total_retrans;
+	__u32 srtt_us; /* times 8 */
+	struct minmax rtt_min;
+};
+
 #pragma clang attribute pop
+
+/* The same in every kernel, as user space has it: one read takes a whole address. */
+struct sockaddr_in6 {
+	__u16 sin6_family;
+	__be16 sin6_port;
+	union { /* sockaddr_in has its address where sockaddr_in6 has the flow */
+		__be32 sin_addr;
+		__be32 sin6_flowinfo;
+	};
+	__u8 sin6_addr[16];
+};
 
 /* Macros and enumerators that BTF does not carry or that never change. */
 #define AF_INET 2
@@ -169,7 +242,19 @@ enum { /* include/net/tcp_states.h */
 
 #define SHUTDOWN_MASK 3 /* include/net/sock.h: RCV_SHUTDOWN | SEND_SHUTDOWN */
 
+#define SOCK_DEAD 0	      /* enum sock_flags: no process has it any more */
+#define SOCK_DONE 1	      /* the peer's FIN has come */
+#define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
+
+#define EINTR 4
+#define EPIPE 32
 #define EADDRNOTAVAIL 99
 #define ECONNABORTED 103
+#define ECONNRESET 104
+#define ECONNREFUSED 111
+#define EALREADY 114
+#define EINPROGRESS 115
+#define ERESTARTSYS 512		  /* never reaches user space: the call starts again */
+#define ERESTART_RESTARTBLOCK 516 /* the last of its kind, include/linux/errno.h */
 
 #endif /* __VMLINUX_H__ */

@@ -77,12 +77,12 @@ def trace(name: str, **options: Any) -> Iterator[Events]:
     own = {key: options.pop(key) for key in list(options) if key not in _COMMON}
     common = Common(**{key: _as_text(key, value) for key, value in options.items()})
     try:
-        rodata = module.rodata(**own)
+        tool = module.tool(**own)
     except TypeError as e:
         raise UsageError(f"{name}: {e}") from None
     limits = Limits(common)
-    with opened(module.TOOL, common.filters(), rodata, common.machinery()) as attached:
-        yield Events(module.TOOL, attached, limits)
+    with opened(tool, common.filters(), common.machinery()) as attached:
+        yield Events(tool, attached, limits)
 
 
 def _module(name: str) -> Any:
@@ -93,11 +93,12 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"tcpcore.tools.{name}")
 
 
+_PATHS = {"btf", "cgroupmap", "mntnsmap"}
 _LISTS = {f.name for f in dataclasses.fields(Common) if f.default is dataclasses.MISSING}
 
 
 def _as_text(name: str, value: Any) -> Any:
-    if name == "btf" and value is not None:
+    if name in _PATHS and value is not None:
         return Path(value)
     if name in _LISTS:
         several = value if isinstance(value, (list, tuple, set, range)) else [value]

@@ -17,6 +17,7 @@ def comm(width: int) -> Column:
 IP = Column("IP", "family", 2, text=lambda family: family.removeprefix("ipv"))
 UID = Column("UID", "uid", 6)
 NETNS = Column("NETNS", "netns", 10)
+TID = Column("TID", "tid", 7)
 
 
 def address(title: str, field: str, width: int) -> Column:
@@ -25,6 +26,16 @@ def address(title: str, field: str, width: int) -> Column:
 
 def port(title: str, field: str) -> Column:
     return Column(title, field, 5)
+
+
+def insert(columns: tuple[Column, ...], column: Column, before: str) -> tuple[Column, ...]:
+    """The columns with one more, in front of that of a field."""
+    at = next(i for i, one in enumerate(columns) if one.field == before)
+    return (*columns[:at], column, *columns[at:])
+
+
+def kilobytes(title: str, field: str) -> Column:
+    return Column(title, field, 6, cells=fields.scaled(6, 2, 1024))
 
 
 def millis(title: str, field: str, width: int, digits: int) -> Column:

@@ -18,6 +18,7 @@ Column = Sequence[Any]
 Convert = Callable[[Column], Iterable[Any]]
 
 UNKNOWN_NS = (1 << 64) - 1
+UNKNOWN_US = (1 << 32) - 1
 
 
 class Cache(dict[Any, Any]):
@@ -77,10 +78,15 @@ def _comm(raw: bytes) -> str | None:
     return net.escape(raw) or None
 
 
+def scaled(width: int, digits: int, divisor: float, unknown: int = -1) -> Convert:
+    """Numbers divided, padded; `-` for the one that stands for unknown."""
+    template, dash = f"%-{width}.{digits}f", "-".ljust(width)
+    return lambda column: [dash if n == unknown else template % (n / divisor) for n in column]
+
+
 def millis(width: int, digits: int) -> Convert:
     """Nanoseconds as milliseconds, padded; `-` when not known."""
-    template, unknown = f"%-{width}.{digits}f", "-".ljust(width)
-    return lambda column: [unknown if ns == UNKNOWN_NS else template % (ns / 1e6) for ns in column]
+    return scaled(width, digits, 1e6, UNKNOWN_NS)
 
 
 U32 = Annotated[int, Kind("I", _same)]
@@ -98,6 +104,22 @@ Comm = Annotated[str | None, Kind("16s", _comm)]
 Family = Annotated[str, Kind("H", lambda raw: net.FAMILIES.get(raw, str(raw)))]
 State = Annotated[str, Kind("B", net.state_name)]
 Result = Annotated[str, Kind("H", net.result_name)]
+CgroupId = Annotated[int | None, Kind("Q", _or_none)]
+"""The inode of a cgroup v2 directory."""
+Bytes = Annotated[int, Kind("Q", _same, few=False)]
+MinRtt = Annotated[int | None, Kind("I", lambda us: None if us == UNKNOWN_US else us, few=False)]
+"""Microseconds; None: never measured."""
+Srtt = Annotated[int | None, Kind("I", _or_none, few=False)]
+"""Microseconds; None: never measured."""
+Action = Annotated[str, Kind("B", ("", "connect", "accept", "close").__getitem__)]
+Role = Annotated[str | None, Kind("B", (None, "active", "passive").__getitem__)]
+"""Which side of the connection this is; RFC 9293, 3.9.1, OPEN."""
+Reason = Annotated[
+    str, Kind("B", ("open", "fin", "reset sent", "reset received", "timeout").__getitem__)
+]
+"""Why a session ended."""
+Name = Annotated[str | None, Kind("", _same)]
+"""No field of the C struct: a Derive adds it."""
 
 
 @cache

@@ -9,7 +9,7 @@ import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ class Filters:
 
     pid, uid: numbers. comm: task names. family: AF_INET, AF_INET6 or 0. lport, rport: ports.
     laddr, raddr: networks. netns: namespace inodes. cgroup: directories in a cgroup v2 hierarchy.
+    cgroupmap, mntnsmap: pinned maps whose keys are ids of cgroups, inodes of mount namespaces.
     """
 
     pid: Sequence[int] = ()
@@ -42,7 +43,9 @@ class Filters:
     laddr: Sequence[ipaddress.IPv6Network] = ()
     raddr: Sequence[ipaddress.IPv6Network] = ()
     netns: Sequence[int] = ()
-    cgroup: Sequence[Path] = field(default=())
+    cgroup: Sequence[Path] = ()
+    cgroupmap: Path | None = None
+    mntnsmap: Path | None = None
 
     def rodata(self) -> Rodata:
         """The .rodata variables of filter.bpf.h."""
@@ -55,6 +58,8 @@ class Filters:
             "raddr": [_prefix(x) for x in self.raddr],
         }
         rodata: Rodata = {"target_cgroup_count": len(self.cgroup)}
+        for name in self.pins():
+            rodata[f"{name}_set"] = 1
         if self.family:
             rodata["target_family"] = self.family
         for name, targets in lists.items():
@@ -66,6 +71,11 @@ class Filters:
                 rodata[f"target_{name}"] = _bitmap(ports)
                 rodata[f"target_{name}_set"] = 1
         return rodata
+
+    def pins(self) -> dict[str, Path]:
+        """The pinned maps, by the name of the map of filter.bpf.h whose place they take."""
+        pins = {"target_cgroupmap": self.cgroupmap, "target_mntnsmap": self.mntnsmap}
+        return {name: path for name, path in pins.items() if path is not None}
 
     @contextmanager
     def cgroups(self) -> Iterator[dict[bytes, bytes]]:

@@ -6,6 +6,7 @@ Common into the signature that typer reads, so that the vocabulary stands here o
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import os
@@ -58,6 +59,21 @@ class Common:
         Texts,
         _option(_WHO, "Owner in this container; repeatable.", "--container", metavar="ID|NAME"),
     ] = field(default_factory=list)
+    cgroupmap: Annotated[
+        Path | None,
+        _option(
+            _WHO, "Owner's cgroup id is a key of this pinned map.", "--cgroupmap", metavar="PATH"
+        ),
+    ] = None
+    mntnsmap: Annotated[
+        Path | None,
+        _option(
+            _WHO,
+            "Owner's mount namespace is a key of this pinned map.",
+            "--mntnsmap",
+            metavar="PATH",
+        ),
+    ] = None
     ipv4: Annotated[bool, _option(_WHERE, "IPv4 only, v4-mapped sockets too.", "--ipv4", "-4")] = (
         False
     )
@@ -116,8 +132,16 @@ class Common:
         bool, _option(_HOW, "Exit with 5 when anything was lost.", "--fail-on-loss")
     ] = False
     verbose: Annotated[
-        bool, _option(_HOW, "What libbpf and the kernel say.", "--verbose", "-v")
-    ] = False
+        int,
+        _option(
+            _HOW,
+            "What was tried and why; -vv: all that libbpf says.",
+            "--verbose",
+            "-v",
+            count=True,
+            show_default=False,
+        ),
+    ] = 0
 
     def filters(self) -> Filters:
         """The filters among the options; UsageError names the option that makes no sense."""
@@ -132,6 +156,8 @@ class Common:
             raddr=filters.networks("--raddr", self.raddr),
             netns=filters.limited("--netns", [filters.namespace("--netns", x) for x in self.netns]),
             cgroup=filters.limited("--cgroup", self._cgroups()),
+            cgroupmap=self.cgroupmap,
+            mntnsmap=self.mntnsmap,
         )
 
     def _pids(self) -> list[int]:
@@ -217,6 +243,21 @@ def decimal(option: str, text: str, what: str, positive: bool = False) -> float:
     return float(text)
 
 
+def _declared(annotation: Any) -> Any:
+    """typer's description of an option; None for anything else."""
+    found = getattr(annotation, "__metadata__", ())
+    return next((x for x in found if isinstance(x, typer.models.OptionInfo)), None)
+
+
+def _without(annotation: Any, taken: set[str]) -> Any:
+    """A common option without the names that the tool has for options of its own."""
+    option = copy.copy(_declared(annotation))
+    if not taken & set(option.param_decls):
+        return annotation
+    option.param_decls = tuple(x for x in option.param_decls if x not in taken)
+    return Annotated[annotation.__origin__, option]
+
+
 def with_common(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose `common: Common` parameter is spread into options of its own."""
     names = [f.name for f in dataclasses.fields(Common)]
@@ -232,11 +273,13 @@ def with_common(command: Callable[..., None]) -> Callable[..., None]:
         for p in inspect.signature(command).parameters.values()
         if p.name != "common"
     ]
+    declared = filter(None, map(_declared, own_hints.values()))
+    taken = {name for option in declared for name in option.param_decls or ()}
     shared = [
         inspect.Parameter(
             f.name,
             inspect.Parameter.KEYWORD_ONLY,
-            annotation=hints[f.name],
+            annotation=_without(hints[f.name], taken),
             default=[] if f.default is dataclasses.MISSING else f.default,
         )
         for f in dataclasses.fields(Common)

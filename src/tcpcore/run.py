@@ -17,7 +17,6 @@ from typing import TextIO
 
 from tcpcore import filters, privilege
 from tcpcore.errors import LostError, TcpcoreError, UsageError
-from tcpcore.filters import Rodata
 from tcpcore.loader import ffi
 from tcpcore.loader.perf import Record
 from tcpcore.options import Common, seconds
@@ -57,24 +56,25 @@ def writer(tool: Tool, common: Common) -> Writer:
     return Json(tool) if chosen == "json" else Csv(tool)
 
 
-def stream(tool: Tool, common: Common, rodata: Rodata, out: Writer | None = None) -> None:
-    """Trace until a signal, --duration or --count ends it; the events go through `out`.
+def stream(tool: Tool, common: Common, report: Callable[[Trace], Writer] | None = None) -> None:
+    """Trace until a signal, --duration or --count ends it; the events go through the
+    usual writer, or through `report`'s.
 
     Raises every TcpcoreError: LostError under --fail-on-loss.
     """
     stop = Stop()
     ffi.verbose = common.verbose
-    out = out or writer(tool, common)
+    out = writer(tool, common)
     limits = Limits(common)
     chosen, machinery = common.filters(), common.machinery()
-    with opened(tool, chosen, rodata, machinery) as trace, _output(common) as stream:
+    with opened(tool, chosen, machinery) as trace, _output(common) as stream:
         privilege.drop()
         if common.verbose:
             _explain(trace)
         # What start-up made stays: the collector need not look at it after each few records.
         gc.freeze()
         gc.set_threshold(100_000)
-        losses = _Printer(trace, out, stream, limits, stop).run()
+        losses = _Printer(trace, report(trace) if report else out, stream, limits, stop).run()
     if losses and common.fail_on_loss:
         raise LostError(f"{tool.name}: {describe(losses)}")
 
@@ -168,6 +168,8 @@ def describe(losses: Losses) -> str:
 def _explain(trace: Trace) -> None:
     for refusal in trace.program.refusals:
         print(f"refused: {refusal}", file=sys.stderr)
+    for absent in trace.program.absent:
+        print(f"not attached: {absent}", file=sys.stderr)
     print(f"attached: {trace.program.variant.name}", file=sys.stderr)
 
 

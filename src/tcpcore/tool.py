@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tcpcore.fields import Convert
+from tcpcore.filters import Rodata
+from tcpcore.loader.perf import Record
 from tcpcore.loader.plan import Variant
+
+Derive = Callable[[list[Record]], list[Record]]
+"""Adds what is not of the kernel to each record of a batch, behind its other fields."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,8 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Held:
-    """Rows that wait in BPF until their tuple is complete.
+class Sweep:
+    """Rows that wait in BPF.
 
     map: their sockets. section: the program that user space calls for each.
     """
@@ -48,6 +54,9 @@ class Tool:
 
     event: the mirror of the C struct named `struct`, whose first field is ts_ns. columns, wide: of
     the table, and with --wide. sockets: the maps that --map-size sizes, one entry a socket.
+    rodata: of the tool's own options. held: rows that wait until their tuple is complete, asked for
+    on each drain. pending: rows asked for at the end. seed: a BPF iterator that runs once after the
+    attach. derive: opened with the trace.
     """
 
     name: str
@@ -57,4 +66,8 @@ class Tool:
     wide: tuple[Column, ...]
     variants: tuple[Variant, ...]
     sockets: tuple[str, ...] = ()
-    held: Held | None = None
+    rodata: Rodata = field(default_factory=dict)
+    held: Sweep | None = None
+    pending: Sweep | None = None
+    seed: str | None = None
+    derive: Callable[[], AbstractContextManager[Derive]] | None = None

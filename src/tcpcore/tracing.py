@@ -8,16 +8,16 @@ import select
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 from tcpcore import fields, privilege
 from tcpcore.errors import LibbpfError, UnsupportedError
-from tcpcore.filters import Filters, Rodata
+from tcpcore.filters import Filters
 from tcpcore.loader import Attached, Settings, attached
 from tcpcore.loader.perf import Record
-from tcpcore.tool import Tool
+from tcpcore.tool import Derive, Sweep, Tool
 
 OBJECTS = Path(__file__).parent / "objects"
 PERIOD = 0.05
@@ -78,14 +78,15 @@ def object_path(name: str) -> Path:
 class Trace:
     """An attached tool. program: its object, the variant in use and those refused before."""
 
-    def __init__(self, tool: Tool, program: Attached) -> None:
+    def __init__(self, tool: Tool, program: Attached, derive: Derive | None = None) -> None:
         self._tool = tool
+        self._derive = derive
         self.program = program
         self._buffer = program.rings["events"]
         self._layout = fields.layout(tool.event)
         self._young: list[Record] = []
         self._lost = self._malformed = 0
-        self._held = program.map(tool.held.map) if tool.held else None
+        self._held = tool.held
         self._poll = select.poll()
         self._poll.register(self._buffer.fd, select.POLLIN)
 
@@ -99,7 +100,9 @@ class Trace:
 
         last: everything that there is, also what another CPU may still overtake.
         """
-        self._release_held()
+        self._held = self._sweep(self._held)
+        if last:
+            self._sweep(self._tool.pending)
         horizon = time.monotonic_ns() - SLACK_NS
         batch = self._buffer.take(self._layout)
         self._lost += batch.lost
@@ -109,17 +112,19 @@ class Trace:
             records.sort()
         ready = len(records) if last else bisect_right(records, (horizon,))
         self._young = records[ready:]
-        return records[:ready]
+        return self._derive(records[:ready]) if self._derive else records[:ready]
 
-    def _release_held(self) -> None:
-        """Ask BPF for the rows that wait for their tuple, if it is known by now."""
-        if self._held is None or self._tool.held is None:
-            return
+    def _sweep(self, rows: Sweep | None) -> Sweep | None:
+        """Ask BPF for rows that wait there. None when it can't be asked: then such a row comes
+        with the socket's next one."""
+        if rows is None:
+            return None
         try:
-            for key in list(self._held.keys()):
-                self.program.call(self._tool.held.section, int.from_bytes(key, "little"))
+            for key in list(self.program.map(rows.map).keys()):
+                self.program.call(rows.section, int.from_bytes(key, "little"))
         except LibbpfError:
-            self._held = None  # then such a row comes with the socket's next one
+            return None
+        return rows
 
     def losses(self) -> Losses:
         """Everything lost since the start. The kernel's record of a full ring comes late or never,
@@ -130,7 +135,7 @@ class Trace:
 
 
 @contextmanager
-def opened(tool: Tool, filters: Filters, rodata: Rodata, machinery: Machinery) -> Iterator[Trace]:
+def opened(tool: Tool, filters: Filters, machinery: Machinery) -> Iterator[Trace]:
     """Load and attach a tool; everything is gone again at the end of the block.
 
     Raises PrivilegeError, UnsupportedError, UsageError.
@@ -139,12 +144,16 @@ def opened(tool: Tool, filters: Filters, rodata: Rodata, machinery: Machinery) -
     privilege.require(tool.name)
     with filters.cgroups() as cgroups:
         settings = Settings(
-            rodata={**filters.rodata(), **rodata},
+            rodata={**filters.rodata(), **tool.rodata},
             map_entries=dict.fromkeys(tool.sockets, machinery.map_size),
             map_values={"target_cgroups": cgroups},
             attach=machinery.attach,
             btf=machinery.btf,
+            pins=filters.pins(),
             rings={"events": machinery.buffer},
         )
-        with attached(path, tool.variants, settings) as program:
-            yield Trace(tool, program)
+        derive = tool.derive() if tool.derive else nullcontext()
+        with derive as derived, attached(path, tool.variants, settings) as program:
+            if tool.seed:
+                program.iterate(tool.seed)
+            yield Trace(tool, program, derived)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import struct
 from graphlib import TopologicalSorter
 from ipaddress import IPv6Network
 from pathlib import Path
+from typing import cast
 
 import pytest
 from elftools.elf.elffile import ELFFile
@@ -17,6 +19,7 @@ from tcpcore import fields
 from tcpcore.filters import MAX_TARGETS, Filters
 from tcpcore.loader import ObjectFile
 from tcpcore.loader.object import encode
+from tcpcore.tool import Sweep, Tool
 from tests.unit.samples import PACKAGE, ROOT, TOOLS, tool
 
 Built = tuple[str, ObjectFile]
@@ -33,11 +36,13 @@ EVERYTHING = Filters(
     raddr=NETWORKS,
     netns=range(MAX_TARGETS),
     cgroup=[Path("/")] * MAX_TARGETS,
+    cgroupmap=Path("/"),
+    mntnsmap=Path("/"),
 )
 
 
 def test_there_are_tools() -> None:
-    assert {"connlat", "states"} <= set(TOOLS)
+    assert {"accept", "connect", "connlat", "life", "states", "tracer"} <= set(TOOLS)
 
 
 @pytest.mark.parametrize("name", TOOLS)
@@ -60,7 +65,8 @@ def test_the_event_mirrors_the_c_struct(built: Built) -> None:
     offset, mirror = 0, {}
     for field, kind in fields.kinds(event).items():
         size = struct.calcsize("=" + kind.code)
-        mirror[field] = (offset, size)
+        if kind.code:  # else a Derive adds it
+            mirror[field] = (offset, size)
         offset += size
     pad = there.members.pop("pad", None)
     assert list(there.members.items()) == list(mirror.items())
@@ -99,10 +105,10 @@ def test_parameter_counts_are_of_functions_in_the_variant() -> None:
 
 def test_what_python_writes_is_rodata_of_the_right_width(built: Built) -> None:
     name, file = built
-    module = importlib.import_module(f"tcpcore.tools.{name}")
     known = file.variables(".rodata")
-    of_variants = {k: v for variant in module.TOOL.variants for k, v in variant.rodata.items()}
-    for variable, value in (EVERYTHING.rodata() | module.rodata() | of_variants).items():
+    of_variants = {k: v for variant in tool(name).variants for k, v in variant.rodata.items()}
+    own = with_options(name).rodata
+    for variable, value in (EVERYTHING.rodata() | own | of_variants).items():
         data = encode(variable, value, known[variable].size)
         assert len(data) == known[variable].size
         if isinstance(value, bytes):  # every filter is full: so is its array
@@ -111,22 +117,34 @@ def test_what_python_writes_is_rodata_of_the_right_width(built: Built) -> None:
 
 def test_every_rodata_filter_can_be_written(built: Built) -> None:
     name, file = built
-    own = importlib.import_module(f"tcpcore.tools.{name}").rodata()
+    own = with_options(name).rodata
     there = {x for x in file.variables(".rodata") if x.startswith("targ")}
     assert there == EVERYTHING.rodata().keys() | own.keys()
 
 
+def with_options(name: str) -> Tool:
+    """The tool as its command makes it; options that bring rodata, programs or maps are on."""
+    module = importlib.import_module(f"tcpcore.tools.{name}")
+    flags = dict.fromkeys(inspect.signature(module.tool).parameters.keys() - {"min_ms"}, True)
+    return cast(Tool, module.tool(**flags))
+
+
+def sweeps(of: Tool) -> list[Sweep]:
+    return [sweep for sweep in (of.held, of.pending) if sweep]
+
+
 def test_the_maps_that_python_names_exist(built: Built) -> None:
     name, file = built
-    held = [tool(name).held.map] if tool(name).held else []  # type: ignore[union-attr]
-    assert {*tool(name).sockets, *held, "events", "target_cgroups"} <= set(file.variables(".maps"))
+    swept = {sweep.map for sweep in sweeps(with_options(name))}
+    named = {*tool(name).sockets, *swept, *EVERYTHING.pins(), "events", "target_cgroups"}
+    assert named <= set(file.variables(".maps"))
 
 
-def test_the_held_rows_have_a_program_to_call() -> None:
+def test_every_program_that_user_space_runs_is_loaded() -> None:
     for name in TOOLS:
-        held = tool(name).held
-        if held:
-            assert all(held.section in variant.called for variant in tool(name).variants)
+        whole = with_options(name)
+        run = {sweep.section for sweep in sweeps(whole)} | ({whole.seed} if whole.seed else set())
+        assert all(run == set(variant.called) for variant in whole.variants)
 
 
 def test_the_loss_counters_exist(built: Built) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from tcpcore.errors import LibbpfError
 from tcpcore.loader import ffi
-from tests.unit.samples import python
+from tests.unit.samples import TOOLS, object_file, python
 
 
 def a_call() -> None:
@@ -119,12 +120,30 @@ def test_a_library_that_is_too_old_names_the_package() -> None:
     assert "install libbpf1" in done.stdout
 
 
-def test_verbose_copies_the_log_to_stderr() -> None:
+@pytest.mark.parametrize(("level", "warns", "debugs"), [(0, 0, 0), (1, 1, 0), (2, 1, 1)])
+def test_verbose_copies_messages_to_stderr(level: int, warns: bool, debugs: bool) -> None:
+    built = object_file(TOOLS[0], "x86").path
     done = python(
         "from tcpcore.errors import LibbpfError\n"
         "from tcpcore.loader import ffi\n"
-        "ffi.verbose = True\n"
+        f"ffi.verbose = {level}\n"
+        f"ffi.libbpf().bpf_object__open_file({bytes(built)!r}, None)\n"
         "try: ffi.libbpf().bpf_object__open_file(b'/absent.bpf.o', None)\n"
-        "except LibbpfError: pass\n",
+        "except LibbpfError as e: print(e)\n",
     )
-    assert "/absent.bpf.o" in done.stderr
+    assert "/absent.bpf.o" in done.stdout  # it is in the log at any level
+    assert ("failed to open /absent.bpf.o" in done.stderr) == warns
+    assert (f"loading object from {built}" in done.stderr) == debugs
+    assert all(line.startswith("libbpf: ") for line in done.stderr.splitlines())
+
+
+def test_a_system_call_by_number(tmp_path: Path) -> None:
+    """Numbers are passed whole, other arguments as they are; failures have name and errno."""
+    number = {"x86_64": 257, "aarch64": 56}[os.uname().machine]  # openat(2)
+    fd = ffi.syscall("openat", number, -100, bytes(tmp_path), os.O_PATH)
+    assert Path(f"/proc/self/fd/{fd}").readlink() == tmp_path
+    os.close(fd)
+    with pytest.raises(LibbpfError) as e:
+        ffi.syscall("openat", number, -100, bytes(tmp_path / "absent"), os.O_PATH)
+    assert (e.value.call, e.value.errno) == ("openat", errno.ENOENT)
+    assert str(e.value) == "openat: No such file or directory"

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import os
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpcore.errors import TcpcoreError
-from tcpcore.loader import ObjectFile
+from tcpcore.errors import LibbpfError, TcpcoreError, UsageError
+from tcpcore.loader import ObjectFile, ffi
+from tcpcore.loader import object as loader
 from tcpcore.loader.ffi import libbpf
-from tcpcore.loader.object import _rodata_image, _write_rodata, encode
+from tcpcore.loader.object import (
+    _find_maps,
+    _rodata_image,
+    _write_rodata,
+    encode,
+)
 
 Built = tuple[str, ObjectFile]
 
@@ -55,8 +69,6 @@ def handle(built: Built) -> int:
 
 
 def test_values_stand_where_the_symbols_say(built: Built, handle: int) -> None:
-    import ctypes
-
     file = built[1]
     _write_rodata(handle, file, {"target_family": 10, "target_pid": b"\1\2\3\4\5"})
     address, size = _rodata_image(handle)
@@ -78,3 +90,216 @@ def test_an_unknown_variable_lists_the_known(built: Built, handle: int) -> None:
     assert "'target_famliy'" in str(e.value)
     for name in file.variables(".rodata"):
         assert name in str(e.value)
+
+
+def test_every_map_is_found_by_its_own_name(built: Built, handle: int) -> None:
+    file = built[1]
+    maps = _find_maps(handle, file)
+    assert maps.keys() == {*file.variables(".maps"), ".rodata", ".bss"}
+    assert len(set(maps.values())) == len(maps)
+    with pytest.raises(TcpcoreError, match="no map 'evnets'"):
+        maps["evnets"]
+
+
+def fails(call: str, number: int) -> Callable[..., int]:
+    def function(*arguments: Any) -> int:
+        raise LibbpfError(call, number)
+
+    return function
+
+
+class FakePins:
+    """libbpf with pinned objects that are descriptors of the test's own; nothing is loaded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reused: list[tuple[int, int]] = []
+        self.opened: list[int] = []
+        self._monkeypatch = monkeypatch
+
+    def use(self, kind: str, info: tuple[int, int, int] = (0, 0, 0), reuse: Any = None) -> None:
+        def get(path: bytes) -> int:
+            self.opened.append(os.open("/dev/null", os.O_RDONLY))
+            return self.opened[-1]
+
+        def fill(fd: int, into: Any, size: Any) -> None:
+            into._obj.type, into._obj.id, into._obj.key_size = info
+
+        library = SimpleNamespace(
+            bpf_obj_get=get,
+            bpf_obj_get_info_by_fd=fill,
+            bpf_map__key_size=lambda own: 8,
+            bpf_map__value_size=lambda own: 4,
+            bpf_map__reuse_fd=reuse or (lambda own, fd: self.reused.append((own, fd))),
+        )
+        self._monkeypatch.setattr(loader, "libbpf", lambda: library)
+        self._monkeypatch.setattr(Path, "readlink", lambda path: Path(f"anon_inode:{kind}"))
+
+    def is_closed(self) -> bool:
+        return not any(Path(f"/proc/self/fd/{fd}").exists() for fd in self.opened)
+
+
+@pytest.fixture
+def pins(monkeypatch: pytest.MonkeyPatch) -> FakePins:
+    return FakePins(monkeypatch)
+
+
+@pytest.mark.parametrize("kind", [1, 9])
+def test_a_pinned_hash_takes_the_place(pins: FakePins, kind: int) -> None:
+    pins.use("bpf-map", (kind, 77, 8))
+    loader._reuse(4096, Path("/sys/fs/bpf/x"))
+    assert pins.reused == [(4096, pins.opened[0])]
+    assert pins.is_closed()
+
+
+@pytest.mark.parametrize(
+    ("kind", "info", "what"),
+    [
+        ("bpf-map", (2, 77, 4), "a map of type 2 with 4-byte keys"),
+        ("bpf-map", (1, 77, 4), "a map of type 1 with 4-byte keys"),
+        ("bpf-map", (5, 77, 8), "a map of type 5 with 8-byte keys"),
+        ("bpf-prog", (1, 77, 8), "a bpf-prog"),
+    ],
+)
+def test_another_pinned_object_is_refused(
+    pins: FakePins, kind: str, info: tuple[int, int, int], what: str
+) -> None:
+    pins.use(kind, info)
+    with pytest.raises(UsageError) as e:
+        loader._reuse(4096, Path("/sys/fs/bpf/x"))
+    assert str(e.value) == (
+        f"/sys/fs/bpf/x: {what}; a hash with 8-byte keys is expected (bpftool map create "
+        "/sys/fs/bpf/x type hash key 8 value 4 entries 128 name x)"
+    )
+    assert pins.reused == []
+    assert pins.is_closed()
+
+
+def test_a_pinned_map_that_libbpf_refuses_leaves_nothing(pins: FakePins) -> None:
+    pins.use("bpf-map", (1, 77, 8), reuse=fails("bpf_map__reuse_fd", errno.EINVAL))
+    with pytest.raises(LibbpfError):
+        loader._reuse(4096, Path("/sys/fs/bpf/x"))
+    assert pins.is_closed()
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (errno.ENOENT, "No such file or directory"),
+        (errno.EPERM, "Operation not permitted"),
+        (errno.EACCES, "not a pinned map, or not ours to open"),
+    ],
+)
+def test_no_pinned_map(monkeypatch: pytest.MonkeyPatch, number: int, why: str) -> None:
+    library = SimpleNamespace(bpf_obj_get=fails("bpf_obj_get", number))
+    monkeypatch.setattr(loader, "libbpf", lambda: library)
+    with pytest.raises(UsageError) as e:
+        loader._reuse(4096, Path("/sys/fs/bpf/x"))
+    assert str(e.value) == f"/sys/fs/bpf/x: {why}"
+
+
+class FakeLinks:
+    """libbpf that attaches: program n gives link n + 100. What happens is kept in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[tuple[Any, ...]] = []
+        self.library = SimpleNamespace(
+            bpf_program__attach=lambda program: self._note(program + 100, "attach", program),
+            bpf_program__attach_perf_event=lambda program, fd: self._note(
+                program + 100, "attach_perf_event", program
+            ),
+            bpf_link__destroy=lambda link: self._note(0, "destroy", link),
+            bpf_link__fd=lambda link: link,
+            bpf_iter_create=self._iterator,
+        )
+        self.output: list[bytes | OSError] = []
+        monkeypatch.setattr(loader, "libbpf", lambda: self.library)
+        monkeypatch.setattr(loader, "tracepoint_id", lambda group, name: len(group + name))
+        monkeypatch.setattr(ffi, "open_tracepoint", self._open)
+
+    def _note(self, result: int, *event: Any) -> int:
+        self.events.append(event)
+        return result
+
+    def _open(self, number: int) -> int:
+        self.fd = os.open("/dev/null", os.O_RDONLY)
+        return self._note(self.fd, "open", number)
+
+    def _iterator(self, link: int) -> int:
+        self.fd = os.open("/dev/null", os.O_RDONLY)
+        return self._note(self.fd, "iter", link)
+
+    def read(self, fd: int, size: int) -> bytes:
+        assert fd == self.fd
+        given = self.output.pop(0)
+        if isinstance(given, OSError):
+            raise given
+        return given
+
+    def is_open(self) -> bool:
+        return Path(f"/proc/self/fd/{self.fd}").exists()
+
+
+@pytest.fixture
+def links(monkeypatch: pytest.MonkeyPatch) -> FakeLinks:
+    return FakeLinks(monkeypatch)
+
+
+def test_libbpf_attaches_what_is_no_classic_tracepoint(links: FakeLinks) -> None:
+    with ExitStack() as stack:
+        for program, section in enumerate(("tp_btf/t", "raw_tp/t", "kprobe/f")):
+            loader._attach(stack, section, program)
+    assert links.events == [
+        ("attach", 0), ("attach", 1), ("attach", 2),
+        ("destroy", 102), ("destroy", 101), ("destroy", 100),
+    ]  # fmt: skip
+
+
+def test_a_classic_tracepoint_goes_through_a_perf_event(links: FakeLinks) -> None:
+    with ExitStack() as stack:
+        loader._attach(stack, "tp/group/name", 7)
+        assert links.events == [("open", 9), ("attach_perf_event", 7)]
+        os.close(links.fd)  # as the link does, whose it is now; a second close would raise
+    assert links.events[2:] == [("destroy", 107)]
+
+
+def test_a_perf_event_that_takes_no_program_is_closed(links: FakeLinks) -> None:
+    links.library.bpf_program__attach_perf_event = fails("attach_perf_event", errno.EINVAL)
+    with pytest.raises(LibbpfError), ExitStack() as stack:
+        loader._attach(stack, "tp/group/name", 7)
+    assert links.events == [("open", 9)]
+    assert not links.is_open()
+
+
+def test_an_optional_hook_that_fails_is_told(links: FakeLinks) -> None:
+    links.library.bpf_program__attach = fails("bpf_program__attach", errno.EBUSY)
+    with ExitStack() as stack:
+        told = loader._attach_optional(stack, "kprobe/f", 1)
+        assert loader._attach_optional(stack, "tp/group/name", 2) is None
+        os.close(links.fd)
+    assert told == "kprobe/f: bpf_program__attach: Device or resource busy"
+    assert links.events[-1] == ("destroy", 102)
+
+
+def program(links: FakeLinks) -> loader.Attached:
+    nothing: Any = None
+    return loader.Attached(nothing, nothing, (), (), {}, loader._Maps(), {"iter/task_file": 7})
+
+
+def test_an_iterator_is_read_to_its_end(links: FakeLinks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "read", links.read)
+    links.output = [b"some", BlockingIOError(errno.EAGAIN, ""), b"more", b""]
+    program(links).iterate("iter/task_file")
+    assert links.output == []
+    assert links.events == [("attach", 7), ("iter", 107), ("destroy", 107)]
+    assert not links.is_open()
+
+
+def test_an_iterator_that_fails_leaves_nothing(
+    links: FakeLinks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "read", links.read)
+    links.output = [OSError(errno.ENOMEM, "")]
+    with pytest.raises(LibbpfError, match=r"^read: Cannot allocate memory"):
+        program(links).iterate("iter/task_file")
+    assert links.events[-1] == ("destroy", 107)
+    assert not links.is_open()

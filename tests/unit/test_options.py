@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpcore import containers, run
 from tcpcore.errors import TcpcoreError, UsageError
-from tcpcore.options import Common, decimal, seconds, size
+from tcpcore.options import Common, decimal, seconds, size, with_common
 from tcpcore.tracing import Machinery
 from tests.unit.samples import TOOLS, tool
 
@@ -164,6 +165,18 @@ def test_decimals() -> None:
         0, 5, 0.5, 0.5, 5,
     ]  # fmt: skip
     assert seconds("--duration", None) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "level"),
+    [([], 0), (["-v"], 1), (["--verbose"], 1), (["-vv"], 2), (["-v", "--verbose"], 2)],
+)
+def test_verbose_is_counted(arguments: list[str], level: int) -> None:
+    told: list[int] = []
+    app = typer.Typer()
+    app.command()(with_common(lambda common: told.append(common.verbose)))
+    app(arguments, standalone_mode=False)
+    assert told == [level]
 
 
 @pytest.mark.parametrize("name", TOOLS)

@@ -56,6 +56,7 @@ def test_the_best_comes_first(host: pytest.MonkeyPatch) -> None:
     assert [choice.variant for choice in found] == list(ALL)
     assert refusals == []
     assert (found[0].attach, found[0].optional) == (FENTRY.sections, FENTRY.optional)
+    assert found[0].absent == ()
 
 
 def test_forced_takes_all_of_that_name_in_order() -> None:
@@ -101,14 +102,29 @@ def test_another_number_of_parameters_refuses(host: pytest.MonkeyPatch) -> None:
     assert str(refusals[0]) == "fentry (fentry/f): f has 4 parameters, not 3"
 
 
-@pytest.mark.parametrize("functions", [{"f": 3}, {"f": 3, "f6": 5}])
+@pytest.mark.parametrize(
+    ("functions", "reason"),
+    [
+        ({"f": 3}, "no function f6 in kernel BTF"),
+        ({"f": 3, "f6": 5}, "f6 has 5 parameters, not 2"),
+    ],
+)
 def test_an_optional_hook_does_not_refuse(
-    host: pytest.MonkeyPatch, functions: dict[str, int]
+    host: pytest.MonkeyPatch, functions: dict[str, int], reason: str
 ) -> None:
     host.setattr(kernel, "btf", lambda: FakeBtf(functions))
     found, refusals = choices((FENTRY,))
     assert (found[0].attach, found[0].optional) == (FENTRY.sections, ())
+    assert found[0].absent == (f"fentry/f6: {reason}",)
     assert refusals == []
+
+
+def test_nothing_speaks_against_a_classic_tracepoint(host: pytest.MonkeyPatch) -> None:
+    """Only tracefs knows them: the attach asks it."""
+    without_btf(host)
+    classic = Variant("tracepoint", ("tp/syscalls/sys_exit_accept4",), called=("iter/task_file",))
+    found, refusals = choices((classic,))
+    assert (found[0].attach, refusals) == (classic.sections, [])
 
 
 def test_the_plan_is_lazy(host: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,14 @@ import errno
 import os
 import sys
 from collections.abc import Callable
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_long, c_size_t, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tcpcore.errors import LibbpfError, UnsupportedError
 
-WARN, INFO, DEBUG = 0, 1, 2  # enum libbpf_print_level
+WARN = 0  # enum libbpf_print_level; INFO and DEBUG are 1 and 2
 
 PACKAGE = "libbpf.so.1 (libbpf 1.0 or later): install libbpf1 (Debian, Ubuntu) or libbpf (Fedora)"
 
@@ -109,16 +109,21 @@ SIGNATURES: dict[str, tuple[list[Any], Any, Callable[..., Any] | None]] = {
     "bpf_program__section_name": ([c_void_p], c_char_p, None),
     "bpf_program__set_autoload": ([c_void_p, ctypes.c_bool], c_int, negative),
     "bpf_program__attach": ([c_void_p], c_void_p, null),
+    "bpf_program__attach_perf_event": ([c_void_p, c_int], c_void_p, null),
     "bpf_program__fd": ([c_void_p], c_int, negative),
     "bpf_link__destroy": ([c_void_p], c_int, negative),
+    "bpf_link__fd": ([c_void_p], c_int, negative),
+    "bpf_iter_create": ([c_int], c_int, negative),
     "bpf_map__fd": ([c_void_p], c_int, negative),
     "bpf_map__key_size": ([c_void_p], c_uint32, None),
     "bpf_map__value_size": ([c_void_p], c_uint32, None),
     "bpf_map__set_max_entries": ([c_void_p, c_uint32], c_int, negative),
+    "bpf_map__reuse_fd": ([c_void_p, c_int], c_int, negative),
     "bpf_map__initial_value": ([c_void_p, POINTER(c_size_t)], c_void_p, null),
     "bpf_map_lookup_elem": ([c_int, c_char_p, c_void_p], c_int, negative),
     "bpf_map_update_elem": ([c_int, c_char_p, c_char_p, ctypes.c_uint64], c_int, negative),
     "bpf_map_get_next_key": ([c_int, c_char_p, c_void_p], c_int, negative),
+    "bpf_obj_get": ([c_char_p], c_int, negative),
     "bpf_obj_get_info_by_fd": ([c_int, c_void_p, POINTER(c_uint32)], c_int, negative),
     "bpf_prog_test_run_opts": ([c_int, POINTER(TestRunOptions)], c_int, negative),
     "btf__load_vmlinux_btf": ([], c_void_p, null),
@@ -140,16 +145,48 @@ SIGNATURES: dict[str, tuple[list[Any], Any, Callable[..., Any] | None]] = {
     ),
 }
 
+_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}  # asm/unistd.h
+_PERF_TYPE_TRACEPOINT = 2  # include/uapi/linux/perf_event.h
+_CLOEXEC = 8  # PERF_FLAG_FD_CLOEXEC
+
 log: list[str] = []
 """What libbpf printed since the last clear(), a message an element."""
 
-verbose = False
-"""Copy libbpf's messages, debug ones too, to standard error as they come."""
+verbose = 0
+"""Which of libbpf's messages go to standard error as they come: 1: warnings, 2: all."""
 
 
 @cache
 def libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
+
+
+def syscall(name: str, number: int, *arguments: Any) -> int:
+    """A system call that libc has no function for, syscall(2); LibbpfError where it fails.
+
+    arguments: numbers, bytes, None or byref(), as the kernel wants them.
+    """
+    # A plain int would be passed as 32 bits; the kernel takes whole registers.
+    whole = [c_long(x) if isinstance(x, int) else x for x in arguments]
+    result = int(libc().syscall(c_long(number), *whole))
+    if result < 0:
+        raise LibbpfError(name, ctypes.get_errno())
+    return result
+
+
+def open_tracepoint(number: int) -> int:
+    """A perf event of a classic tracepoint, perf_event_open(2): what libbpf opens for one.
+
+    It stands on one CPU; a program on it runs on all.
+    """
+    attributes = PerfEventAttr(
+        type=_PERF_TYPE_TRACEPOINT, size=ctypes.sizeof(PerfEventAttr), config=number
+    )
+    call = _PERF_EVENT_OPEN[os.uname().machine]
+    any_pid, cpu, no_group = -1, 0, -1
+    return syscall(
+        "perf_event_open", call, ctypes.byref(attributes), any_pid, cpu, no_group, _CLOEXEC
+    )
 
 
 def _candidates() -> list[str]:
@@ -188,7 +225,7 @@ def libbpf() -> ctypes.CDLL:
 
 def _print(level: int, template: bytes, arguments: int) -> int:
     """libbpf_print_fn_t. A va_list parameter is a pointer in every ABI we run on."""
-    if level > INFO and not verbose:
+    if level != WARN and verbose < 2:
         return 0
     # va_copy: formatting uses a va_list up. It has 24 bytes on x86-64, 32 on arm64.
     again = ctypes.create_string_buffer(ctypes.string_at(arguments, 32), 32)

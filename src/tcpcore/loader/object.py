@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,17 +12,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tcpcore.errors import LibbpfError, TcpcoreError
+from tcpcore.errors import LibbpfError, TcpcoreError, UsageError
 from tcpcore.loader import ffi
 from tcpcore.loader.elf import ObjectFile
 from tcpcore.loader.ffi import libbpf
 from tcpcore.loader.map import Map
 from tcpcore.loader.perf import PerfBuffer, perf_buffer
 from tcpcore.loader.plan import Choice, Refusal, Variant, candidates, select, unsupported
+from tcpcore.loader.tracefs import tracepoint_id
 
 # What a kernel answers when it does not take a program: anything else is our own mistake, but
 # the reasons are too many to list. Out of memory is not one: the next variant needs as much.
 NOT_REFUSALS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+
+_MAP_TYPE_HASH, _MAP_TYPE_LRU_HASH = 1, 9  # include/uapi/linux/bpf.h
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Settings:
     rodata: values of .rodata variables by name: an int (or bool) for a scalar, bytes for an array
         (shorter ones leave zeros behind them).
     map_entries: max_entries by map name. map_values: entries to write before the attach, by name.
+    pins: paths of pinned hash maps that take the place of the object's own, by the own one's name.
+        Keys must have the same size; the values' size is theirs.
     rings: bytes per CPU of the perf buffer to open before the attach, by the name of its map.
     attach: force the variants of this name. btf: path of BTF to relocate against.
     """
@@ -38,9 +44,26 @@ class Settings:
     rodata: Mapping[str, int | bytes] = field(default_factory=dict)
     map_entries: Mapping[str, int] = field(default_factory=dict)
     map_values: Mapping[str, Mapping[bytes, bytes]] = field(default_factory=dict)
+    pins: Mapping[str, Path] = field(default_factory=dict)
     rings: Mapping[str, int] = field(default_factory=dict)
     attach: str | None = None
     btf: Path | None = None
+
+
+class _Maps(dict[str, int]):
+    """libbpf's handles of the object's maps by name.
+
+    Found once, before a pinned map brings its own name along (bpf_map__reuse_fd).
+    """
+
+    def __missing__(self, name: str) -> int:
+        raise TcpcoreError(f"the object has no map '{name}'")
+
+
+class _MapInfo(ctypes.Structure):
+    """struct bpf_map_info up to the last field that we read."""
+
+    _fields_ = [("type", ctypes.c_uint32), ("id", ctypes.c_uint32), ("key_size", ctypes.c_uint32)]
 
 
 class _ProgramInfo(ctypes.Structure):
@@ -59,17 +82,20 @@ class Attached:
     """A loaded object whose programs are attached.
 
     variant: the one in use. refusals: those tried before it. rings: the opened perf buffers.
+    absent: optional hooks that are not attached, each with the reason.
     """
 
     file: ObjectFile
     variant: Variant
     refusals: tuple[Refusal, ...]
+    absent: tuple[str, ...]
     rings: Mapping[str, PerfBuffer]
-    _object: int
+    _maps: _Maps
     _programs: Mapping[str, int]
 
     def map(self, name: str) -> Map:
-        return _map(self._object, name)
+        """A map by its name in the object, pinned or not."""
+        return _map(self._maps[name])
 
     def counters(self, *names: str) -> list[int]:
         """Global u64 variables (.bss) by name, as they are now."""
@@ -82,8 +108,8 @@ class Attached:
         return sum(self._info(program).recursion_misses for program in self._programs.values())
 
     def _info(self, program: int) -> _ProgramInfo:
-        info, size = _ProgramInfo(), ctypes.c_uint32(ctypes.sizeof(_ProgramInfo))
-        libbpf().bpf_obj_get_info_by_fd(libbpf().bpf_program__fd(program), ctypes.byref(info), size)
+        info = _ProgramInfo()
+        _fill(info, libbpf().bpf_program__fd(program))
         return info
 
     def call(self, section: str, *arguments: int) -> None:
@@ -97,13 +123,42 @@ class Attached:
         program = libbpf().bpf_program__fd(self._programs[section])
         libbpf().bpf_prog_test_run_opts(program, ctypes.byref(options))
 
+    def iterate(self, section: str) -> None:
+        """Run a BPF iterator once to its end; what it writes is dropped (Linux 5.8).
+
+        Raises LibbpfError.
+        """
+        with ExitStack() as stack:
+            link = libbpf().bpf_program__attach(self._programs[section])
+            stack.callback(libbpf().bpf_link__destroy, link)
+            fd = libbpf().bpf_iter_create(libbpf().bpf_link__fd(link))
+            stack.callback(os.close, fd)
+            _read_to_end(fd)
+
+
+def _read_to_end(fd: int) -> None:
+    while True:
+        try:
+            if not os.read(fd, 65536):
+                return
+        except BlockingIOError:  # a million objects without output: the next read goes on
+            continue
+        except OSError as e:
+            raise LibbpfError("read", e.errno or 0) from None
+
+
+def _fill(info: ctypes.Structure, fd: int) -> None:
+    """What the kernel says of a program or a map, as much as `info` has room for."""
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    libbpf().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), size)
+
 
 @contextmanager
 def attached(path: Path, variants: Sequence[Variant], settings: Settings) -> Iterator[Attached]:
     """The object at `path`, loaded and attached by the first variant that this kernel takes.
 
-    Raises UsageError (unknown variant), UnsupportedError (none works; has every reason), and
-    TcpcoreError where the object and the settings do not fit.
+    Raises UsageError (unknown variant, a pinned map that cannot be used), UnsupportedError (none
+    works; has every reason), and TcpcoreError where the object and the settings do not fit.
     """
     file = ObjectFile(path)
     refusals: list[Refusal] = []
@@ -133,32 +188,71 @@ def _bring_up(
     ffi.log.clear()
     handle = _open(stack, file.path, settings.btf)
     programs = _select_programs(handle, choice)
+    maps = _find_maps(handle, file)
     _write_rodata(handle, file, {**settings.rodata, **choice.variant.rodata})
     for name, entries in settings.map_entries.items():
-        found = libbpf().bpf_object__find_map_by_name(handle, name.encode())
-        libbpf().bpf_map__set_max_entries(found, entries)
+        libbpf().bpf_map__set_max_entries(maps[name], entries)
+    for name, path in settings.pins.items():
+        _reuse(maps[name], path)
     libbpf().bpf_object__load(handle)
     for name, values in settings.map_values.items():
         for key, value in values.items():
-            _map(handle, name).set(key, value)
+            _map(maps[name]).set(key, value)
     # Before the attach: events that find no ring are lost.
     rings = {
-        name: stack.enter_context(perf_buffer(_map(handle, name).fd, size))
+        name: stack.enter_context(perf_buffer(_map(maps[name]).fd, size))
         for name, size in settings.rings.items()
     }
     for section in choice.attach:
-        stack.callback(libbpf().bpf_link__destroy, libbpf().bpf_program__attach(programs[section]))
-    for section in choice.optional:
-        _attach_optional(stack, programs[section])
-    return Attached(file, choice.variant, refusals, rings, handle, programs)
+        _attach(stack, section, programs[section])
+    tried = [_attach_optional(stack, section, programs[section]) for section in choice.optional]
+    absent = (*choice.absent, *filter(None, tried))
+    return Attached(file, choice.variant, refusals, absent, rings, maps, programs)
 
 
-def _map(handle: int, name: str) -> Map:
-    found = libbpf().bpf_object__find_map_by_name(handle, name.encode())
+def _find_maps(handle: int, file: ObjectFile) -> _Maps:
+    internal = [section for section in (".rodata", ".bss") if file.variables(section)]
+    return _Maps(
+        (name, libbpf().bpf_object__find_map_by_name(handle, name.encode()))
+        for name in (*file.variables(".maps"), *internal)
+    )
+
+
+def _map(found: int) -> Map:
     return Map(
         libbpf().bpf_map__fd(found),
         libbpf().bpf_map__key_size(found),
         libbpf().bpf_map__value_size(found),
+    )
+
+
+def _reuse(own: int, path: Path) -> None:
+    """Put the map pinned at `path` in the place of the object's own, before the load."""
+    try:
+        fd = libbpf().bpf_obj_get(os.fsencode(path))
+    except LibbpfError as e:
+        why = "not a pinned map, or not ours to open" if e.errno == errno.EACCES else ""
+        raise UsageError(f"{path}: {why or os.strerror(e.errno)}") from None
+    try:
+        _check_pinned(path, fd, own)
+        libbpf().bpf_map__reuse_fd(own, fd)  # has a descriptor of its own
+    finally:
+        os.close(fd)
+
+
+def _check_pinned(path: Path, fd: int, own: int) -> None:
+    """UsageError unless it is a hash with keys like those of the object's own map."""
+    keys = libbpf().bpf_map__key_size(own)
+    what = Path(f"/proc/self/fd/{fd}").readlink().name.partition(":")[2]
+    if what == "bpf-map":
+        info = _MapInfo()
+        _fill(info, fd)
+        if info.type in (_MAP_TYPE_HASH, _MAP_TYPE_LRU_HASH) and info.key_size == keys:
+            return
+        what = f"map of type {info.type} with {info.key_size}-byte keys"
+    raise UsageError(
+        f"{path}: a {what}; a hash with {keys}-byte keys is expected (bpftool map create {path} "
+        f"type hash key {keys} value {libbpf().bpf_map__value_size(own)} entries 128 name x)"
     )
 
 
@@ -188,14 +282,31 @@ def _select_programs(handle: int, choice: Choice) -> dict[str, int]:
     return programs
 
 
-def _attach_optional(stack: ExitStack, program: int) -> None:
-    try:
-        link = libbpf().bpf_program__attach(program)
-    except LibbpfError as e:
-        if ffi.verbose:
-            print(f"optional: {e}", file=sys.stderr)
-        return
+def _attach(stack: ExitStack, section: str, program: int) -> None:
+    kind, _, target = section.partition("/")
+    link = _attach_tp(program, target) if kind == "tp" else libbpf().bpf_program__attach(program)
     stack.callback(libbpf().bpf_link__destroy, link)
+
+
+def _attach_tp(program: int, tracepoint: str) -> int:
+    """Attach to the classic tracepoint group/name, for which libbpf wants tracefs mounted."""
+    fd = ffi.open_tracepoint(tracepoint_id(*tracepoint.split("/")))
+    try:
+        link: int = libbpf().bpf_program__attach_perf_event(program, fd)
+    except LibbpfError:
+        os.close(fd)  # the link owns it only if there is one
+        raise
+    return link
+
+
+def _attach_optional(stack: ExitStack, section: str, program: int) -> str | None:
+    """Why the kernel does not take it; None if it did."""
+    ffi.log.clear()
+    try:
+        _attach(stack, section, program)
+    except LibbpfError as e:
+        return f"{section}: {e}"
+    return None
 
 
 def _write_rodata(handle: int, file: ObjectFile, values: Mapping[str, int | bytes]) -> None:

@@ -17,7 +17,7 @@ class Variant:
     name: what --attach calls it; two variants may share one.
     sections: attached, each must attach.
     optional: attached where the kernel lets them: hooks of an absent protocol family.
-    called: loaded and never attached: user space runs them.
+    called: loaded and not attached: user space runs them (Attached.call, Attached.iterate).
     parameters: how many parameters a kernel function must have, where a program counts on it.
     rodata: tells the programs which variant they serve.
     """
@@ -47,11 +47,15 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is left of a variant on this kernel: the sections to attach."""
+    """What is left of a variant on this kernel: the sections to attach.
+
+    absent: the optional ones that it does not have, each with the reason.
+    """
 
     variant: Variant
     attach: tuple[str, ...]
     optional: tuple[str, ...]
+    absent: tuple[str, ...] = ()
 
 
 def select(variants: Sequence[Variant], forced: str | None) -> list[Variant]:
@@ -72,8 +76,10 @@ def candidates(variants: Sequence[Variant], refusals: list[Refusal]) -> Iterator
         if reasons:
             refusals.append(Refusal(variant, reasons[0]))
             continue
-        optional = tuple(s for s in variant.optional if not variant.cannot(s))
-        yield Choice(variant, variant.sections, optional)
+        asked = {section: variant.cannot(section) for section in variant.optional}
+        optional = tuple(section for section, reason in asked.items() if not reason)
+        absent = tuple(f"{section}: {reason}" for section, reason in asked.items() if reason)
+        yield Choice(variant, variant.sections, optional, absent)
 
 
 def unsupported(refusals: Sequence[Refusal], errors: Sequence[LibbpfError]) -> UnsupportedError:

@@ -1,4 +1,4 @@
-"""One module per tool: TOOL (what it is), rodata() (its own options), command() (its options)."""
+"""One module per tool: TOOL (what it is), tool() (with its own options), command()."""
 
 from __future__ import annotations
 

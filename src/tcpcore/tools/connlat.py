@@ -6,20 +6,20 @@ ECONNABORTED: the process closed the socket before an answer came.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, NamedTuple
 
 import typer
 
 from tcpcore import columns as col
-from tcpcore import fields
+from tcpcore import fields, hooks
 from tcpcore.errors import UsageError
-from tcpcore.filters import Rodata
-from tcpcore.loader import Variant
 from tcpcore.options import Common, decimal, with_common
 from tcpcore.output import Writer
 from tcpcore.run import stream, style
 from tcpcore.tool import Column, Tool
+from tcpcore.tracing import Trace
 
 
 class Event(NamedTuple):
@@ -69,44 +69,16 @@ TOOL = Tool(
         col.UID,
         col.NETNS,
     ),
-    # Hooks on connect() see its start and the errors it returns itself. The end is the state
-    # change everywhere: it knows the result.
-    variants=(
-        Variant(
-            "fentry",
-            (
-                "fentry/tcp_v4_connect",
-                "fexit/tcp_v4_connect",
-                "tp_btf/inet_sock_set_state",
-                "tp_btf/tcp_destroy_sock",
-            ),
-            optional=("fentry/tcp_v6_connect", "fexit/tcp_v6_connect"),
-            parameters={"tcp_v4_connect": 3, "tcp_v6_connect": 3},
-            rodata={"connect_is_hooked": True},
-        ),
-        Variant(
-            "kprobe",
-            (
-                "kprobe/tcp_v4_connect",
-                "kretprobe/tcp_v4_connect",
-                "raw_tp/inet_sock_set_state",
-                "raw_tp/tcp_destroy_sock",
-            ),
-            optional=("kprobe/tcp_v6_connect", "kretprobe/tcp_v6_connect"),
-            rodata={"connect_is_hooked": True},
-        ),
-        Variant("tracepoint", ("tp_btf/inet_sock_set_state", "tp_btf/tcp_destroy_sock")),
-        Variant("tracepoint", ("raw_tp/inet_sock_set_state", "raw_tp/tcp_destroy_sock")),
-    ),
-    sockets=("starts",),
+    variants=hooks.connecting(),
+    sockets=("starts", "owners"),
 )
 
 
-def rodata(min_ms: float = 0, failed: bool = False) -> Rodata:
+def tool(min_ms: float = 0, failed: bool = False) -> Tool:
     """min_ms: only connects that took so many milliseconds. failed: only those that failed."""
     if not 0 <= min_ms < 1e9:
         raise UsageError(f"min_ms: {min_ms} is not a number of milliseconds")
-    return {"targ_min_us": round(min_ms * 1000), "target_failed": failed}
+    return replace(TOOL, rodata={"targ_min_us": round(min_ms * 1000), "target_failed": failed})
 
 
 @with_common
@@ -121,17 +93,14 @@ def command(
         bool, typer.Option("--summary", help="A line per destination, at the end or each interval.")
     ] = False,
 ) -> None:
-    chosen = rodata(decimal("MIN_MS", min_ms, "a number of milliseconds"), failed)
-    tool = _with_lport() if show_lport else TOOL
-    stream(tool, common, chosen, _summary(common) if summary else None)
+    chosen = tool(decimal("MIN_MS", min_ms, "a number of milliseconds"), failed)
+    if show_lport:
+        chosen = replace(chosen, columns=col.insert(chosen.columns, _LPORT, before="raddr"))
+    stream(chosen, common, _summary(common) if summary else None)
 
 
-def _with_lport() -> Tool:
-    at = next(i for i, column in enumerate(TOOL.columns) if column.field == "raddr")
-    return replace(TOOL, columns=(*TOOL.columns[:at], _LPORT, *TOOL.columns[at:]))
-
-
-def _summary(common: Common) -> Writer:
+def _summary(common: Common) -> Callable[[Trace], Writer]:
     from tcpcore.summary import Summary
 
-    return Summary(TOOL.name, Event._fields, style(common))
+    writer = Summary(TOOL.name, Event._fields, style(common))
+    return lambda trace: writer

@@ -9,12 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tcpcore import columns as col
-from tcpcore import fields
-from tcpcore.filters import Rodata
-from tcpcore.loader import Variant
+from tcpcore import fields, hooks
 from tcpcore.options import Common, with_common
 from tcpcore.run import stream
-from tcpcore.tool import Column, Held, Tool
+from tcpcore.tool import Column, Sweep, Tool
 
 
 class Event(NamedTuple):
@@ -71,39 +69,17 @@ TOOL = Tool(
         col.UID,
         col.NETNS,
     ),
-    # The tracepoint first: its arguments are all that the probes on its callers see, and cheaper.
-    variants=(
-        Variant(
-            "tracepoint",
-            ("tp_btf/inet_sock_set_state", "tp_btf/tcp_destroy_sock"),
-            called=("raw_tp",),
-        ),
-        Variant(
-            "tracepoint",
-            ("raw_tp/inet_sock_set_state", "raw_tp/tcp_destroy_sock"),
-            called=("raw_tp",),
-        ),
-        Variant(
-            "fentry",
-            ("fentry/inet_sk_set_state", "fentry/inet_sk_state_store", "tp_btf/tcp_destroy_sock"),
-            called=("raw_tp",),
-        ),
-        Variant(
-            "kprobe",
-            ("kprobe/inet_sk_set_state", "kprobe/inet_sk_state_store", "raw_tp/tcp_destroy_sock"),
-            called=("raw_tp",),
-        ),
-    ),
-    sockets=("sockets", "held"),
-    held=Held(map="held", section="raw_tp"),
+    variants=hooks.accepting(called=("raw_tp",), needed=False),
+    sockets=("sockets", "held", "owners"),
+    held=Sweep(map="held", section="raw_tp"),
 )
 
 
-def rodata() -> Rodata:
+def tool() -> Tool:
     """states has no options of its own."""
-    return {}
+    return TOOL
 
 
 @with_common
 def command(common: Common) -> None:
-    stream(TOOL, common, rodata())
+    stream(tool(), common)

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * A task takes a connection from its listener's queue. The tool says in accepted() what becomes of
+ * it. `current` is the accepting task, and the socket is established, or was.
+ */
+#ifndef TCPCORE_ACCEPTING_BPF_H
+#define TCPCORE_ACCEPTING_BPF_H
+
+#include "sock.bpf.h"
+#include "task.bpf.h"
+#include <bpf/bpf_tracing.h>
+
+static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct);
+
+/*
+ * security_sock_graft() is called in accept(2) when the wait is over. So it is seen for threads
+ * that waited already when the trace began, and it takes no return probe, of which the kernel has
+ * a limited number for waiting threads. inet_csk_accept(), where others look, has neither.
+ */
+SEC("fentry/security_sock_graft")
+int BPF_PROG(graft_fentry, struct sock *sk)
+{
+	if (is_tcp(sk, true))
+		accepted(ctx, sk, true);
+	return 0;
+}
+
+SEC("kprobe/security_sock_graft")
+int BPF_KPROBE(graft_kprobe, struct sock *sk)
+{
+	if (is_tcp(sk, false))
+		accepted(ctx, sk, false);
+	return 0;
+}
+
+static __always_inline int syscall_returns(struct trace_event_raw_sys_exit *ctx)
+{
+	struct sock *sk = ctx->ret < 0 ? NULL : sock_of_fd(ctx->ret);
+
+	if (sk && is_tcp(sk, false))
+		accepted(ctx, sk, false);
+	return 0;
+}
+
+SEC("tp/syscalls/sys_exit_accept")
+int accept_returns(struct trace_event_raw_sys_exit *ctx)
+{
+	return syscall_returns(ctx);
+}
+
+SEC("tp/syscalls/sys_exit_accept4")
+int accept4_returns(struct trace_event_raw_sys_exit *ctx)
+{
+	return syscall_returns(ctx);
+}
+
+#endif /* TCPCORE_ACCEPTING_BPF_H */

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Who connects where, and with what result. */
+#include "connecting.bpf.h"
+#include "connect.h"
+
+EVENT(connect_event);
+
+/* Count flows in the kernel rather than send events; the local port tells flows apart, too. */
+const volatile bool count_flows, count_lports;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct flow);
+	__type(value, struct flow_count);
+} flows SEC(".maps");
+
+static __always_inline void count(int result, const struct conn *conn)
+{
+	struct flow flow = {
+		.netns = conn->netns,
+		.lport = count_lports ? conn->lport : 0,
+		.rport = conn->rport,
+		.family = conn->family,
+	};
+	struct flow_count *found, none = {};
+
+	__builtin_memcpy(flow.laddr, &conn->laddr, sizeof(flow.laddr));
+	__builtin_memcpy(flow.raddr, &conn->raddr, sizeof(flow.raddr));
+	found = bpf_map_lookup_elem(&flows, &flow);
+	if (!found) {
+		/* Another CPU may be first; its entry is as good. */
+		bpf_map_update_elem(&flows, &flow, &none, BPF_NOEXIST);
+		found = bpf_map_lookup_elem(&flows, &flow);
+	}
+	if (!found) {
+		lose_socket();
+		return;
+	}
+	__sync_fetch_and_add(&found->connects, 1);
+	if (result && result != EINPROGRESS)
+		__sync_fetch_and_add(&found->failed, 1);
+}
+
+static __always_inline void finished(void *ctx, __u64 start_ns, int result, const struct conn *conn,
+				     const struct owner *owner)
+{
+	__u64 now = bpf_ktime_get_ns();
+	struct connect_event event = {
+		.ts_ns = now,
+		.duration_ns = now - start_ns,
+		.cgroup_id = owner->cgroup_id,
+		.pid = owner->pid,
+		.tid = owner->tid,
+		.uid = owner->uid,
+		.netns = conn->netns,
+		.lport = conn->lport,
+		.rport = conn->rport,
+		.family = conn->family,
+		.result = result,
+	};
+
+	if (count_flows) {
+		count(result, conn);
+		return;
+	}
+	__builtin_memcpy(event.laddr, &conn->laddr, sizeof(event.laddr));
+	__builtin_memcpy(event.raddr, &conn->raddr, sizeof(event.raddr));
+	__builtin_memcpy(event.comm, owner->comm, sizeof(event.comm));
+	emit(ctx, &event, sizeof(event));
+}
+
+/* Run by user space at the end of the trace, on each socket that has no answer yet. */
+SEC("raw_tp")
+int send_pending(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct sock *sk = (struct sock *)ctx->args[0];
+	__u64 key = (__u64)sk;
+	struct start *start = bpf_map_lookup_elem(&starts, &key);
+
+	if (start)
+		end(ctx, sk, *start, EINPROGRESS, false, false);
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

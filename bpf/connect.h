@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#ifndef TCPCORE_CONNECT_H
+#define TCPCORE_CONNECT_H
+
+#include "vmlinux.h"
+
+/* One connect and its result. Mirror: Event in src/tcpcore/tools/connect.py. */
+struct connect_event {
+	__u64 ts_ns;	   /* CLOCK_MONOTONIC, of the result */
+	__u64 duration_ns; /* since connect() */
+	__u64 cgroup_id;   /* inode of the cgroup v2 directory */
+	__u8 laddr[16];	   /* IPv4 as ::ffff:a.b.c.d */
+	__u8 raddr[16];
+	__u32 pid; /* of the connecting task */
+	__u32 tid;
+	__u32 uid;
+	__u32 netns; /* inode */
+	__u16 lport; /* host order, 0: the connect failed before it had one */
+	__u16 rport;
+	__u16 family; /* AF_INET or AF_INET6 */
+	__u16 result; /* 0 or an errno; EINPROGRESS: none yet when the trace ended */
+	char comm[16];
+};
+
+/* --count: what is counted, and how often. Mirror: src/tcpcore/flows.py. */
+struct flow {
+	__u8 laddr[16];
+	__u8 raddr[16];
+	__u32 netns;
+	__u16 lport; /* 0 unless asked for */
+	__u16 rport;
+	__u16 family;
+	__u8 pad[6];
+};
+
+struct flow_count {
+	__u64 connects;
+	__u64 failed;
+};
+
+#endif /* TCPCORE_CONNECT_H */

@@ -1,0 +1,404 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Active connects from connect() to their result. The tool says in finished() what becomes of one.
+ */
+#ifndef TCPCORE_CONNECTING_BPF_H
+#define TCPCORE_CONNECTING_BPF_H
+
+#include "output.bpf.h"
+#include "owners.bpf.h"
+#include "task.bpf.h"
+#include "transitions.bpf.h"
+
+/* The variant has hooks on connect() itself, where connects begin and a full map is counted. */
+const volatile bool connect_is_hooked;
+
+struct start {
+	__u64 ts_ns;
+	union address raddr;
+	__u16 rport;
+	__u16 family;
+	bool in_call; /* connect() has not returned: it will tell its error itself */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64); /* struct sock * */
+	__type(value, struct start);
+} starts SEC(".maps");
+
+struct call {
+	struct sock *sk;
+	const void *address;
+};
+
+/* Thread to its connect(): return probes do not see the function's arguments. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct call);
+} calls SEC(".maps");
+
+/* result: 0 or an errno. The tuple passes the filters, and so does the owner. */
+static __always_inline void finished(void *ctx, __u64 start_ns, int result, const struct conn *conn,
+				     const struct owner *owner);
+
+static __always_inline void begin(struct sock *sk, struct start *start, const bool counted,
+				  const bool direct)
+{
+	struct net *net = sk_read(sk, __sk_common.skc_net.net, direct);
+	__u64 key = (__u64)sk;
+	struct owner owner;
+	bool placed;
+
+	start->ts_ns = bpf_ktime_get_ns();
+	placed = own(&owner, known_owner(sk), sk, sk_read(net, ns.inum, direct), ROLE_ACTIVE);
+	if (!owner.wanted)
+		return;
+	if (placed)
+		placed = bpf_map_update_elem(&starts, &key, start, BPF_ANY) == 0;
+	if (!placed && counted)
+		lose_socket();
+}
+
+/*
+ * Whoever deletes the start tells of the connect. It comes by value: the entry may be in use again.
+ * The owner, of whom the stack has no room for a copy, stays until he is disowned here.
+ */
+static __always_inline void end(void *ctx, struct sock *sk, struct start start, int result,
+				bool from_call, const bool direct)
+{
+	struct owner *owner = known_owner(sk);
+	__u64 key = (__u64)sk;
+	struct conn conn;
+
+	if (bpf_map_delete_elem(&starts, &key) || !owner || !read_conn(&conn, sk, direct))
+		return;
+	/* A connect that fails at once leaves no peer in the socket. */
+	if (from_call || !conn.rport) {
+		conn.raddr = start.raddr;
+		conn.rport = start.rport;
+		conn.family = start.family;
+	}
+	if (!conn.lport)
+		conn.lport = read_closed_lport(sk);
+	if (want_conn(&conn))
+		finished(ctx, start.ts_ns, result, &conn, owner);
+	disown(sk);
+}
+
+static __always_inline bool parse(struct start *start, const struct sockaddr_in6 *address)
+{
+	start->family = address->sin6_family;
+	start->rport = bpf_ntohs(address->sin6_port);
+	if (start->family == AF_INET6)
+		__builtin_memcpy(&start->raddr, address->sin6_addr, sizeof(start->raddr));
+	else
+		set_v4mapped(&start->raddr, address->sin_addr);
+	if (is_v4mapped(&start->raddr))
+		start->family = AF_INET;
+	return start->family == AF_INET || start->family == AF_INET6;
+}
+
+/* connect() begins to work. user: the address is in the process's memory, not copied yet. */
+static __always_inline bool enter(struct sock *sk, const void *uaddr, const bool user,
+				  const bool direct)
+{
+	struct start start = {.in_call = true}, *outer;
+	struct sockaddr_in6 address = {};
+	__u64 key = (__u64)sk;
+
+	/* tcp_v6_connect() calls tcp_v4_connect() for a v4-mapped peer. */
+	outer = bpf_map_lookup_elem(&starts, &key);
+	if (outer && outer->in_call)
+		return false;
+	/* An IPv4 address is shorter; what follows it is not looked at. */
+	if (user)
+		bpf_probe_read_user(&address, sizeof(address), uaddr);
+	else
+		bpf_probe_read_kernel(&address, sizeof(address), uaddr);
+	if (!parse(&start, &address))
+		return false;
+	begin(sk, &start, true, direct);
+	return true;
+}
+
+static __always_inline void leave(void *ctx, struct sock *sk, int error, const bool direct)
+{
+	__u64 key = (__u64)sk;
+	struct start *start = bpf_map_lookup_elem(&starts, &key);
+
+	if (!start)
+		return;
+	start->in_call = false;
+	if (error)
+		end(ctx, sk, *start, error, true, direct);
+}
+
+/* Without a hook on connect() itself its start is the change to SYN_SENT, made by the same task. */
+static __always_inline void sent(struct sock *sk, const bool direct)
+{
+	__u64 key = (__u64)sk;
+	struct start start = {};
+	struct conn conn;
+
+	if (bpf_map_lookup_elem(&starts, &key) || !read_conn(&conn, sk, direct))
+		return;
+	start.raddr = conn.raddr;
+	start.rport = conn.rport;
+	start.family = conn.family;
+	begin(sk, &start, !connect_is_hooked, direct);
+}
+
+/* Why a socket fell from SYN_SENT to CLOSE; 0: connect() is about to return it. */
+static __always_inline int failure(struct sock *sk, const struct start *start, const bool direct)
+{
+	int error = sk_read(sk, sk_err, direct);
+	struct socket *socket;
+
+	if (error || start->in_call)
+		return error;
+	/* Closed by its own process. A socket that connect() still works on is not yet connecting. */
+	socket = sk_read(sk, sk_socket, direct);
+	if (sk_read(sk, sk_shutdown, direct) != SHUTDOWN_MASK && socket &&
+	    sk_read(socket, state, direct) == SS_UNCONNECTED)
+		return EADDRNOTAVAIL;
+	return ECONNABORTED;
+}
+
+static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
+				       const bool direct)
+{
+	__u64 key = (__u64)sk;
+	struct start *start;
+	int result = 0;
+
+	if (newstate == TCP_SYN_SENT) {
+		sent(sk, direct);
+		return;
+	}
+	/* SYN_RECV: both sides called connect() (RFC 9293, 3.5, simultaneous open). */
+	if (oldstate != TCP_SYN_SENT && oldstate != TCP_SYN_RECV)
+		return;
+	start = newstate == TCP_SYN_RECV ? NULL : bpf_map_lookup_elem(&starts, &key);
+	if (!start)
+		return;
+	if (newstate == TCP_CLOSE) {
+		result = failure(sk, start, direct);
+		if (!result)
+			return;
+	}
+	end(ctx, sk, *start, result, false, direct);
+}
+
+static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
+{
+	__u64 key = (__u64)sk;
+
+	bpf_map_delete_elem(&starts, &key);
+	disown(sk);
+}
+
+SEC("fentry/tcp_v4_connect")
+int BPF_PROG(v4_fentry, struct sock *sk, struct sockaddr *uaddr)
+{
+	enter(sk, uaddr, false, true);
+	return 0;
+}
+
+SEC("fentry/tcp_v6_connect")
+int BPF_PROG(v6_fentry, struct sock *sk, struct sockaddr *uaddr)
+{
+	enter(sk, uaddr, false, true);
+	return 0;
+}
+
+SEC("fexit/tcp_v4_connect")
+int BPF_PROG(v4_fexit, struct sock *sk, struct sockaddr *uaddr, int addr_len, int ret)
+{
+	leave(ctx, sk, -ret, true);
+	return 0;
+}
+
+SEC("fexit/tcp_v6_connect")
+int BPF_PROG(v6_fexit, struct sock *sk, struct sockaddr *uaddr, int addr_len, int ret)
+{
+	leave(ctx, sk, -ret, true);
+	return 0;
+}
+
+/*
+ * What refuses a connect before TCP hears of it: a security module, then a BPF program of the
+ * cgroup. Neither works on a socket that is connecting already.
+ */
+static __always_inline int checked(void *ctx, struct sock *sk, const void *uaddr, int ret,
+				   const bool direct)
+{
+	if (ret && sk && is_tcp(sk, direct) &&
+	    sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE &&
+	    enter(sk, uaddr, false, direct))
+		leave(ctx, sk, -ret, direct);
+	return 0;
+}
+
+SEC("fexit/security_socket_connect")
+int BPF_PROG(security_fexit, struct socket *sock, struct sockaddr *uaddr, int addr_len, int ret)
+{
+	return checked(ctx, sock->sk, uaddr, ret, true);
+}
+
+SEC("fexit/tcp_v4_pre_connect")
+int BPF_PROG(v4_pre_fexit, struct sock *sk, struct sockaddr *uaddr, int addr_len, int ret)
+{
+	return checked(ctx, sk, uaddr, ret, true);
+}
+
+SEC("fexit/tcp_v6_pre_connect")
+int BPF_PROG(v6_pre_fexit, struct sock *sk, struct sockaddr *uaddr, int addr_len, int ret)
+{
+	return checked(ctx, sk, uaddr, ret, true);
+}
+
+/* Each of these functions returns at once, so that few of them are on their way at a time. */
+static __always_inline void call(struct sock *sk, const void *address)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct call call = {.sk = sk, .address = address};
+
+	remember(&calls, &thread, &call);
+}
+
+/* The call that returns; its sk is NULL when none is known. */
+static __always_inline struct call returned(void)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct call *found = bpf_map_lookup_elem(&calls, &thread), call = {};
+
+	if (found)
+		call = *found;
+	bpf_map_delete_elem(&calls, &thread);
+	return call;
+}
+
+static __always_inline int enter_kprobe(struct sock *sk, const void *uaddr)
+{
+	call(sk, uaddr);
+	enter(sk, uaddr, false, false);
+	return 0;
+}
+
+static __always_inline int leave_kprobe(void *ctx, int ret)
+{
+	struct call call = returned();
+
+	if (call.sk)
+		leave(ctx, call.sk, -ret, false);
+	return 0;
+}
+
+static __always_inline int checked_kprobe(void *ctx, int ret)
+{
+	struct call call = returned();
+
+	return checked(ctx, call.sk, call.address, ret, false);
+}
+
+SEC("kprobe/tcp_v4_connect")
+int BPF_KPROBE(v4_kprobe, struct sock *sk, struct sockaddr *uaddr)
+{
+	return enter_kprobe(sk, uaddr);
+}
+
+SEC("kprobe/tcp_v6_connect")
+int BPF_KPROBE(v6_kprobe, struct sock *sk, struct sockaddr *uaddr)
+{
+	return enter_kprobe(sk, uaddr);
+}
+
+SEC("kretprobe/tcp_v4_connect")
+int BPF_KRETPROBE(v4_kretprobe, int ret)
+{
+	return leave_kprobe(ctx, ret);
+}
+
+SEC("kretprobe/tcp_v6_connect")
+int BPF_KRETPROBE(v6_kretprobe, int ret)
+{
+	return leave_kprobe(ctx, ret);
+}
+
+SEC("kprobe/security_socket_connect")
+int BPF_KPROBE(security_kprobe, struct socket *sock, struct sockaddr *uaddr)
+{
+	call(BPF_CORE_READ(sock, sk), uaddr);
+	return 0;
+}
+
+SEC("kretprobe/security_socket_connect")
+int BPF_KRETPROBE(security_kretprobe, int ret)
+{
+	return checked_kprobe(ctx, ret);
+}
+
+SEC("kprobe/tcp_v4_pre_connect")
+int BPF_KPROBE(v4_pre_kprobe, struct sock *sk, struct sockaddr *uaddr)
+{
+	call(sk, uaddr);
+	return 0;
+}
+
+SEC("kretprobe/tcp_v4_pre_connect")
+int BPF_KRETPROBE(v4_pre_kretprobe, int ret)
+{
+	return checked_kprobe(ctx, ret);
+}
+
+SEC("kprobe/tcp_v6_pre_connect")
+int BPF_KPROBE(v6_pre_kprobe, struct sock *sk, struct sockaddr *uaddr)
+{
+	call(sk, uaddr);
+	return 0;
+}
+
+SEC("kretprobe/tcp_v6_pre_connect")
+int BPF_KRETPROBE(v6_pre_kretprobe, int ret)
+{
+	return checked_kprobe(ctx, ret);
+}
+
+/*
+ * connect(2) whole, for kernels without probes. Unlike the functions above it may wait for the
+ * answer; the change of state tells the result then.
+ */
+SEC("tp/syscalls/sys_enter_connect")
+int connect_enters(struct trace_event_raw_sys_enter *ctx)
+{
+	struct sock *sk = sock_of_fd(ctx->args[0]);
+
+	if (!sk || !is_tcp(sk, false) || sk_read(sk, __sk_common.skc_state, false) != TCP_CLOSE)
+		return 0;
+	if (enter(sk, (const void *)ctx->args[1], true, false))
+		call(sk, NULL);
+	return 0;
+}
+
+static __always_inline bool goes_on(int error)
+{
+	return error == EINPROGRESS || error == EALREADY || error == EINTR ||
+	       (error >= ERESTARTSYS && error <= ERESTART_RESTARTBLOCK);
+}
+
+SEC("tp/syscalls/sys_exit_connect")
+int connect_returns(struct trace_event_raw_sys_exit *ctx)
+{
+	struct call call = returned();
+	int error = -ctx->ret;
+
+	if (call.sk)
+		leave(ctx, call.sk, goes_on(error) ? 0 : error, false);
+	return 0;
+}
+
+#endif /* TCPCORE_CONNECTING_BPF_H */

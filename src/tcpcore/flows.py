@@ -1,0 +1,92 @@
+"""connect --count: connects per source, destination and port, counted in the kernel."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from tcpcore.loader.map import Map
+from tcpcore.net import FAMILIES, address_text
+from tcpcore.output import Records, csv_lines, json_line, table_lines
+
+FLOW = struct.Struct("=16s16sIHHH6x")
+"""Mirror of struct flow, bpf/connect.h: laddr, raddr, netns, lport, rport, family."""
+COUNT = struct.Struct("=QQ")
+"""Mirror of struct flow_count: connects, failed."""
+
+Counts = tuple[int, int]
+
+
+class Flow(NamedTuple):
+    """A line; the names are those of JSON and CSV."""
+
+    netns: int
+    family: str
+    laddr: str
+    lport: int | None
+    raddr: str
+    rport: int
+    connects: int
+    failed: int
+
+
+def _rank(flow: Flow) -> tuple[Any, ...]:
+    return (-flow.connects, flow.raddr, flow.rport, flow.laddr, flow.lport or 0, flow.netns)
+
+
+class Flows:
+    """A writer that prints what was counted since it was last asked to finish, the most first.
+
+    style: "table", "json" or "csv". lports: the local port tells flows apart, and is shown.
+    """
+
+    def __init__(self, tool: str, counts: Map, style: str, lports: bool, wide: bool) -> None:
+        self._tool, self._counts, self._style, self._lports = tool, counts, style, lports
+        self._width = 39 if wide else 15
+        self._told: dict[bytes, Counts] = {}
+        self._header = True
+
+    def header(self) -> str:
+        return ""
+
+    def rows(self, records: Records) -> str:
+        return ""
+
+    def finish(self) -> str:
+        flows = sorted(self._new(), key=_rank)
+        if self._style == "json":
+            return "".join(self.record("flow", flow._asdict()) for flow in flows)
+        if self._style == "csv":
+            header, self._header = [Flow._fields] * self._header, False
+            return csv_lines([*header, *flows])
+        return self._table(flows)
+
+    def _new(self) -> Iterator[Flow]:
+        """Nothing is taken out of the map, where a count could be lost: the difference is new."""
+        for key in list(self._counts.keys()):
+            now = self._read(key)
+            before = self._told.get(key, (0, 0))
+            if now == before:
+                continue
+            self._told[key] = now
+            laddr, raddr, netns, lport, rport, family = FLOW.unpack(key)
+            where = FAMILIES[family], address_text(laddr), lport or None, address_text(raddr), rport
+            yield Flow(netns, *where, now[0] - before[0], now[1] - before[1])
+
+    def _read(self, key: bytes) -> Counts:
+        connects, failed = COUNT.unpack(self._counts.get(key) or bytes(COUNT.size))
+        return connects, failed
+
+    def _table(self, flows: list[Flow]) -> str:
+        columns = [("LADDR", self._width), ("RADDR", self._width), ("LPORT", 6), ("RPORT", 6)]
+        columns += [("CONNECTS", 9), ("FAILED", 7)]
+        rows = [[f.laddr, f.raddr, f.lport or 0, f.rport, f.connects, f.failed] for f in flows]
+        if not self._lports:
+            del columns[2]
+            for row in rows:
+                del row[2]
+        return table_lines(columns, ([str(cell) for cell in row] for row in rows))
+
+    def record(self, kind: str, content: dict[str, Any]) -> str:
+        return json_line(self._tool, kind, content) if self._style == "json" else ""

@@ -1,0 +1,61 @@
+"""The attach variants that several tools share, best first."""
+
+from __future__ import annotations
+
+from tcpcore.loader import Variant
+
+_STATE_BTF = ("tp_btf/inet_sock_set_state", "tp_btf/tcp_destroy_sock")
+_STATE_RAW = ("raw_tp/inet_sock_set_state", "raw_tp/tcp_destroy_sock")
+_ACCEPT_CALLS = ("tp/syscalls/sys_exit_accept", "tp/syscalls/sys_exit_accept4")
+_CONNECT_CALLS = ("tp/syscalls/sys_enter_connect", "tp/syscalls/sys_exit_connect")
+
+# What refuses a connect before TCP hears of it, and IPv6, which a kernel may lack.
+_EARLY = ("security_socket_connect", "tcp_v4_pre_connect", "tcp_v6_pre_connect")
+
+
+def connecting(called: tuple[str, ...] = ()) -> tuple[Variant, ...]:
+    """Of connecting.bpf.h. The end of a connect is the state change everywhere: it knows the
+    result. Hooks on connect() see its start, and the errors it returns at once."""
+    fentry = Variant(
+        "fentry",
+        ("fentry/tcp_v4_connect", "fexit/tcp_v4_connect", *_STATE_BTF),
+        optional=(
+            *("fentry/tcp_v6_connect", "fexit/tcp_v6_connect"),
+            *(f"fexit/{function}" for function in _EARLY),
+        ),
+        called=called,
+        parameters=dict.fromkeys(("tcp_v4_connect", "tcp_v6_connect", *_EARLY), 3),
+        rodata={"connect_is_hooked": True},
+    )
+    kprobe = Variant(
+        "kprobe",
+        ("kprobe/tcp_v4_connect", "kretprobe/tcp_v4_connect", *_STATE_RAW),
+        optional=(
+            *("kprobe/tcp_v6_connect", "kretprobe/tcp_v6_connect"),
+            *(f"{kind}/{function}" for function in _EARLY for kind in ("kprobe", "kretprobe")),
+        ),
+        called=called,
+        rodata={"connect_is_hooked": True},
+    )
+    hooked = {"connect_is_hooked": True}
+    return (
+        fentry,
+        kprobe,
+        Variant("tracepoint", (*_CONNECT_CALLS, *_STATE_BTF), called=called, rodata=hooked),
+        Variant("tracepoint", (*_CONNECT_CALLS, *_STATE_RAW), called=called, rodata=hooked),
+        # Without hooks on connect() it begins with SYN_SENT: earlier errors are not seen.
+        Variant("tracepoint", _STATE_BTF, called=called),
+        Variant("tracepoint", _STATE_RAW, called=called),
+    )
+
+
+def accepting(called: tuple[str, ...] = (), needed: bool = True) -> tuple[Variant, ...]:
+    """Of accepting.bpf.h, and state changes. needed: the tool is nothing without accept()."""
+    calls = _ACCEPT_CALLS if needed else ()
+    optional = () if needed else _ACCEPT_CALLS
+    return (
+        Variant("fentry", (*_STATE_BTF, "fentry/security_sock_graft"), called=called),
+        Variant("kprobe", (*_STATE_RAW, "kprobe/security_sock_graft"), called=called),
+        Variant("tracepoint", (*_STATE_BTF, *calls), optional=optional, called=called),
+        Variant("tracepoint", (*_STATE_RAW, *calls), optional=optional, called=called),
+    )

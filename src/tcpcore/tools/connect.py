@@ -1,0 +1,147 @@
+"""Trace TCP connects: who connects where, and with what result.
+
+All of them, also those that fail at once. RESULT is ok or the errno's name, and EINPROGRESS where
+the trace ended before an answer came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Annotated, NamedTuple
+
+import typer
+
+from tcpcore import columns as col
+from tcpcore import fields, hooks
+from tcpcore.errors import UsageError
+from tcpcore.options import Common, with_common
+from tcpcore.output import Writer
+from tcpcore.run import stream, style
+from tcpcore.tool import Column, Derive, Sweep, Tool
+from tcpcore.tracing import Trace
+
+
+class Event(NamedTuple):
+    """One connect. Mirror of struct connect_event, bpf/connect.h; times in ns.
+
+    query: with --dns, the name that was asked for; the answer's age behind it if over 100 ms.
+    """
+
+    ts_ns: fields.Time
+    duration_ns: fields.Time
+    cgroup_id: fields.CgroupId
+    laddr: fields.Address
+    raddr: fields.Address
+    pid: fields.Pid
+    tid: fields.U32
+    uid: fields.U32
+    netns: fields.U32
+    lport: fields.Port
+    rport: fields.Port
+    family: fields.Family
+    result: fields.Result
+    comm: fields.Comm
+    query: fields.Name
+
+
+@contextmanager
+def _no_names() -> Iterator[Derive]:
+    yield lambda records: [(*record, None) for record in records]
+
+
+@contextmanager
+def _names() -> Iterator[Derive]:
+    from tcpcore import dns
+
+    with dns.Sniffer() as sniffer:
+        yield dns.namer(sniffer, Event._fields)
+
+
+_LPORT = col.port("LPORT", "lport")
+_RESULT = (col.port("DPORT", "rport"), Column("RESULT", "result", 12))
+_QUERY = Column("QUERY", "query", 20)
+
+TOOL = Tool(
+    name="connect",
+    event=Event,
+    struct="connect_event",
+    columns=(
+        col.pid(),
+        col.comm(11),
+        col.IP,
+        col.address("SADDR", "laddr", 15),
+        col.address("DADDR", "raddr", 15),
+        *_RESULT,
+    ),
+    wide=(
+        col.pid(7),
+        col.comm(16),
+        col.IP,
+        col.address("SADDR", "laddr", 39),
+        _LPORT,
+        col.address("DADDR", "raddr", 39),
+        *_RESULT,
+        col.TID,
+        col.UID,
+        col.NETNS,
+    ),
+    variants=hooks.connecting(called=("raw_tp",)),
+    sockets=("starts", "owners", "flows"),
+    pending=Sweep(map="starts", section="raw_tp"),
+    derive=_no_names,
+)
+
+
+def tool(dns: bool = False) -> Tool:
+    """dns: tell the names that were asked for."""
+    if not dns:
+        return TOOL
+    columns, wide = (*TOOL.columns, _QUERY), (*TOOL.wide, _QUERY)
+    return replace(TOOL, columns=columns, wide=wide, derive=_names)
+
+
+def _counting(lports: bool) -> Tool:
+    return replace(tool(), rodata={"count_flows": True, "count_lports": lports})
+
+
+@with_common
+def command(
+    common: Common,
+    by_flow: Annotated[
+        bool,
+        typer.Option("--count", "-c", help="Count per source, destination and port instead."),
+    ] = False,
+    dns: Annotated[
+        bool, typer.Option("--dns", help="Show the name that was most likely asked for.")
+    ] = False,
+    show_uid: Annotated[
+        bool, typer.Option("--show-uid", "-U", help="Show the owner's user id.")
+    ] = False,
+    show_lport: Annotated[
+        bool, typer.Option("--show-lport", help="Show the local port; with -c, count it apart.")
+    ] = False,
+    port: Annotated[
+        list[str], typer.Option("--port", "-P", help="The same as --rport.", metavar="PORTS")
+    ] = [],  # noqa: B006
+) -> None:
+    common = replace(common, rport=[*common.rport, *port])
+    if by_flow:
+        if dns:
+            raise UsageError("--count and --dns: one of them")
+        stream(_counting(show_lport), common, _flows(common, show_lport))
+        return
+    chosen = tool(dns)
+    if show_uid:
+        chosen = replace(chosen, columns=col.insert(chosen.columns, col.UID, before="pid"))
+    if show_lport:
+        chosen = replace(chosen, columns=col.insert(chosen.columns, _LPORT, before="raddr"))
+    stream(chosen, common)
+
+
+def _flows(common: Common, lports: bool) -> Callable[[Trace], Writer]:
+    from tcpcore.flows import Flows
+
+    chosen = style(common)
+    return lambda trace: Flows(TOOL.name, trace.program.map("flows"), chosen, lports, common.wide)

@@ -1,0 +1,109 @@
+"""Trace TCP sessions: a line for each at its end, with its owner, bytes each way and duration.
+
+MS counts from the first SYN that was sent, or from the answer to the peer's. TX_KB and RX_KB are
+payload, without retransmits. PID and COMM are of the process that closed the session, or else the
+last one known to have it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, NamedTuple
+
+import typer
+
+from tcpcore import columns as col
+from tcpcore import fields, hooks
+from tcpcore.options import Common, with_common
+from tcpcore.run import stream
+from tcpcore.tool import Column, Sweep, Tool
+
+
+class Event(NamedTuple):
+    """One session. Mirror of struct life_event, bpf/life.h; times in ns or us as named.
+
+    reason: fin, reset sent, reset received, timeout, or open where the trace ended first.
+    """
+
+    ts_ns: fields.Time
+    duration_ns: fields.Duration
+    tx_bytes: fields.Bytes
+    rx_bytes: fields.Bytes
+    cgroup_id: fields.CgroupId
+    laddr: fields.Address
+    raddr: fields.Address
+    pid: fields.Pid
+    uid: fields.U32
+    netns: fields.U32
+    retransmits: fields.U32
+    rtt_min_us: fields.MinRtt
+    srtt_us: fields.Srtt
+    lport: fields.Port
+    rport: fields.Port
+    family: fields.Family
+    role: fields.Role
+    reason: fields.Reason
+    comm: fields.Comm
+
+
+_COUNTS = (
+    col.kilobytes("TX_KB", "tx_bytes"),
+    col.kilobytes("RX_KB", "rx_bytes"),
+    col.millis("MS", "duration_ns", 8, digits=2),
+)
+
+TOOL = Tool(
+    name="life",
+    event=Event,
+    struct="life_event",
+    columns=(
+        col.pid(),
+        col.comm(10),
+        col.address("LADDR", "laddr", 15),
+        col.port("LPORT", "lport"),
+        col.address("RADDR", "raddr", 15),
+        col.port("RPORT", "rport"),
+        *_COUNTS,
+    ),
+    wide=(
+        col.pid(7),
+        col.comm(16),
+        col.IP,
+        col.address("LADDR", "laddr", 39),
+        col.port("LPORT", "lport"),
+        col.address("RADDR", "raddr", 39),
+        col.port("RPORT", "rport"),
+        *_COUNTS,
+        Column("REASON", "reason", 14),
+        Column("RETRANS", "retransmits", 7),
+        Column("MINRTT(us)", "rtt_min_us", 10),
+        Column("SRTT(us)", "srtt_us", 8),
+        col.UID,
+        col.NETNS,
+    ),
+    variants=hooks.accepting(called=("raw_tp", "iter/task_file"), needed=False),
+    sockets=("sessions", "owners"),
+)
+
+
+def tool(all: bool = False, open: bool = False) -> Tool:
+    """all: sessions older than the trace, too. open: at the end, those that are open still."""
+    return replace(
+        TOOL,
+        rodata={"target_all": all},
+        seed="iter/task_file" if all else None,
+        pending=Sweep(map="sessions", section="raw_tp") if open else None,
+    )
+
+
+@with_common
+def command(
+    common: Common,
+    all: Annotated[
+        bool, typer.Option("--all", help="Sessions older than the trace as well.")
+    ] = False,
+    open: Annotated[
+        bool, typer.Option("--open", help="At the end, list the sessions that are still open.")
+    ] = False,
+) -> None:
+    stream(tool(all, open), common)

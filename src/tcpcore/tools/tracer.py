@@ -1,0 +1,95 @@
+"""Trace TCP connections that processes open (C), accept (A) and close (X).
+
+Each C and A is followed by one X, when the connection is closed by its process or broken off by its
+peer. PID and COMM of an X are those of the process that closed it last, or else the owner's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, NamedTuple
+
+import typer
+
+from tcpcore import columns as col
+from tcpcore import fields, hooks
+from tcpcore.options import Common, with_common
+from tcpcore.run import stream
+from tcpcore.tool import Column, Tool
+
+
+class Event(NamedTuple):
+    """A connection begins or ends. Mirror of struct tracer_event, bpf/tracer.h."""
+
+    ts_ns: fields.Time
+    cgroup_id: fields.CgroupId
+    laddr: fields.Address
+    raddr: fields.Address
+    pid: fields.Pid
+    tid: fields.Pid
+    uid: fields.U32
+    netns: fields.U32
+    lport: fields.Port
+    rport: fields.Port
+    family: fields.Family
+    action: fields.Action
+    comm: fields.Comm
+
+
+_LETTERS = {"connect": "C", "accept": "A", "close": "X"}
+_ACTION = Column("T", "action", 1, text=_LETTERS.__getitem__)
+_PORTS = (col.port("SPORT", "lport"), col.port("DPORT", "rport"))
+
+TOOL = Tool(
+    name="tracer",
+    event=Event,
+    struct="tracer_event",
+    columns=(
+        _ACTION,
+        col.pid(),
+        col.comm(11),
+        col.IP,
+        col.address("SADDR", "laddr", 15),
+        col.address("DADDR", "raddr", 15),
+        *_PORTS,
+    ),
+    wide=(
+        _ACTION,
+        col.pid(7),
+        col.comm(16),
+        col.IP,
+        col.address("SADDR", "laddr", 39),
+        col.address("DADDR", "raddr", 39),
+        *_PORTS,
+        col.UID,
+        col.NETNS,
+    ),
+    variants=hooks.accepting(),
+    sockets=("owners",),
+)
+
+
+def tool() -> Tool:
+    """tracer has no options of its own."""
+    return TOOL
+
+
+@with_common
+def command(
+    common: Common,
+    show_uid: Annotated[
+        bool, typer.Option("--show-uid", "-U", help="Show the owner's user id.")
+    ] = False,
+    show_netns: Annotated[
+        bool, typer.Option("--show-netns", help="Show the network namespace.")
+    ] = False,
+    only_netns: Annotated[
+        list[str], typer.Option("-N", help="The same as --netns.", metavar="NAME|PID|INODE")
+    ] = [],  # noqa: B006
+) -> None:
+    chosen = tool()
+    if show_uid:
+        chosen = replace(chosen, columns=col.insert(chosen.columns, col.UID, before="pid"))
+    if show_netns:
+        chosen = replace(chosen, columns=(*chosen.columns, col.NETNS))
+    stream(chosen, replace(common, netns=[*common.netns, *only_netns]))
