@@ -79,7 +79,7 @@ int send_pending(struct bpf_raw_tracepoint_args *ctx)
 	struct start *start = bpf_map_lookup_elem(&starts, &key);
 
 	if (start)
-		end(ctx, sk, *start, EINPROGRESS, false, false);
+		end(ctx, sk, start, EINPROGRESS, false, false);
 	return 0;
 }
 

@@ -63,43 +63,55 @@ static __always_inline void begin(struct sock *sk, struct start *start, const bo
 		lose_socket();
 }
 
-/*
- * Whoever deletes the start tells of the connect. It comes by value: the entry may be in use again.
- * The owner, of whom the stack has no room for a copy, stays until he is disowned here.
- */
-static __always_inline void end(void *ctx, struct sock *sk, struct start start, int result,
+/* A connect that fails at once leaves no peer in the socket. */
+static __always_inline bool read_tuple(struct conn *conn, struct sock *sk,
+				       const struct start *start, bool from_call, const bool direct)
+{
+	if (!read_conn(conn, sk, direct))
+		return false;
+	if (from_call || !conn->rport) {
+		conn->raddr = start->raddr;
+		conn->rport = start->rport;
+		conn->family = start->family;
+		if (conn->family == AF_INET && is_zero(&conn->laddr))
+			set_v4mapped(&conn->laddr, 0);
+	}
+	if (!conn->lport)
+		conn->lport = read_closed_lport(sk);
+	return true;
+}
+
+/* Whoever deletes the start tells of the connect; from then on its place may be in use again. */
+static __always_inline void end(void *ctx, struct sock *sk, const struct start *start, int result,
 				bool from_call, const bool direct)
 {
 	struct owner *owner = known_owner(sk);
-	__u64 key = (__u64)sk;
+	__u64 key = (__u64)sk, start_ns = start->ts_ns;
 	struct conn conn;
+	bool read = read_tuple(&conn, sk, start, from_call, direct);
 
-	if (bpf_map_delete_elem(&starts, &key) || !owner || !read_conn(&conn, sk, direct))
+	if (bpf_map_delete_elem(&starts, &key) || !owner)
 		return;
-	/* A connect that fails at once leaves no peer in the socket. */
-	if (from_call || !conn.rport) {
-		conn.raddr = start.raddr;
-		conn.rport = start.rport;
-		conn.family = start.family;
-	}
-	if (!conn.lport)
-		conn.lport = read_closed_lport(sk);
-	if (want_conn(&conn))
-		finished(ctx, start.ts_ns, result, &conn, owner);
+	if (read && want_conn(&conn))
+		finished(ctx, start_ns, result, &conn, owner);
 	disown(sk);
 }
 
+/* False for what TCP cannot connect to; AF_UNSPEC disconnects. */
 static __always_inline bool parse(struct start *start, const struct sockaddr_in6 *address)
 {
 	start->family = address->sin6_family;
 	start->rport = bpf_ntohs(address->sin6_port);
-	if (start->family == AF_INET6)
-		__builtin_memcpy(&start->raddr, address->sin6_addr, sizeof(start->raddr));
-	else
+	if (start->family == AF_INET) {
 		set_v4mapped(&start->raddr, address->sin_addr);
+		return true;
+	}
+	if (start->family != AF_INET6)
+		return false;
+	__builtin_memcpy(&start->raddr, address->sin6_addr, sizeof(start->raddr));
 	if (is_v4mapped(&start->raddr))
 		start->family = AF_INET;
-	return start->family == AF_INET || start->family == AF_INET6;
+	return true;
 }
 
 /* connect() begins to work. user: the address is in the process's memory, not copied yet. */
@@ -119,7 +131,7 @@ static __always_inline bool enter(struct sock *sk, const void *uaddr, const bool
 		bpf_probe_read_user(&address, sizeof(address), uaddr);
 	else
 		bpf_probe_read_kernel(&address, sizeof(address), uaddr);
-	if (!parse(&start, &address))
+	if (!parse(&start, &address)) /* nor where it cannot be read: then it is all zeros */
 		return false;
 	begin(sk, &start, true, direct);
 	return true;
@@ -134,7 +146,7 @@ static __always_inline void leave(void *ctx, struct sock *sk, int error, const b
 		return;
 	start->in_call = false;
 	if (error)
-		end(ctx, sk, *start, error, true, direct);
+		end(ctx, sk, start, error, true, direct);
 }
 
 /* Without a hook on connect() itself its start is the change to SYN_SENT, made by the same task. */
@@ -190,7 +202,7 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 		if (!result)
 			return;
 	}
-	end(ctx, sk, *start, result, false, direct);
+	end(ctx, sk, start, result, false, direct);
 }
 
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)

@@ -25,6 +25,15 @@ struct owner {
 	__u8 mark;   /* the tool's own */
 };
 
+/*
+ * A task that works on a socket holds its lock (lock_sock); packets that arrive meanwhile wait in
+ * the backlog. So an owned lock means process context, and that current uses the socket.
+ */
+static __always_inline bool in_owner_context(struct sock *sk, const bool direct)
+{
+	return sk_read(sk, sk_lock.owned, direct);
+}
+
 /* Only where the kernel runs for current. Leaves role, mark and a `wanted` of before. */
 static __always_inline void current_owner(struct owner *owner, __u32 netns)
 {

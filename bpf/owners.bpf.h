@@ -16,15 +16,6 @@ struct {
 	__type(value, struct owner);
 } owners SEC(".maps");
 
-/*
- * A task that works on a socket holds its lock (lock_sock); packets that arrive meanwhile wait in
- * the backlog. So an owned lock means process context, and that current uses the socket.
- */
-static __always_inline bool in_owner_context(struct sock *sk, const bool direct)
-{
-	return sk_read(sk, sk_lock.owned, direct);
-}
-
 static __always_inline struct owner *known_owner(struct sock *sk)
 {
 	__u64 key = (__u64)sk;

@@ -26,13 +26,13 @@ class Flow(NamedTuple):
     laddr: str
     lport: int | None
     raddr: str
-    rport: int
+    rport: int | None
     connects: int
     failed: int
 
 
 def _rank(flow: Flow) -> tuple[Any, ...]:
-    return (-flow.connects, flow.raddr, flow.rport, flow.laddr, flow.lport or 0, flow.netns)
+    return (-flow.connects, flow.raddr, flow.rport or 0, flow.laddr, flow.lport or 0, flow.netns)
 
 
 class Flows:
@@ -71,8 +71,8 @@ class Flows:
                 continue
             self._told[key] = now
             laddr, raddr, netns, lport, rport, family = FLOW.unpack(key)
-            where = FAMILIES[family], address_text(laddr), lport or None, address_text(raddr), rport
-            yield Flow(netns, *where, now[0] - before[0], now[1] - before[1])
+            ends = address_text(laddr), lport or None, address_text(raddr), rport or None
+            yield Flow(netns, FAMILIES[family], *ends, now[0] - before[0], now[1] - before[1])
 
     def _read(self, key: bytes) -> Counts:
         connects, failed = COUNT.unpack(self._counts.get(key) or bytes(COUNT.size))
@@ -81,7 +81,7 @@ class Flows:
     def _table(self, flows: list[Flow]) -> str:
         columns = [("LADDR", self._width), ("RADDR", self._width), ("LPORT", 6), ("RPORT", 6)]
         columns += [("CONNECTS", 9), ("FAILED", 7)]
-        rows = [[f.laddr, f.raddr, f.lport or 0, f.rport, f.connects, f.failed] for f in flows]
+        rows = [[f.laddr, f.raddr, f.lport or 0, f.rport or 0, f.connects, f.failed] for f in flows]
         if not self._lports:
             del columns[2]
             for row in rows:
