@@ -1,4 +1,4 @@
-"""`python -m bench [PART...]`: measure and print one table. A target missed is no failure."""
+"""`python -m bench [PART | TOOL]...`: measure and print tables. A target missed is no failure."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import host, parts, table
+from bench import host, parts, table, tools, tracer
 from bench.parts import Setting
-from bench.storm import build
+from bench.storm import Storm, build
+from bench.tools import Tool
 from bench.tracer import TracerError
 
 
@@ -23,28 +24,41 @@ def _positive(text: str) -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description="Measure what tracing costs.")
-    parser.add_argument("part", nargs="*", help=f"of {', '.join(parts.ALL)}; all when none")
+    choices = (*parts.ALL, *dict.fromkeys(tool.choice for tool in tools.ALL))
+    words = f"parts and tools, all when none: {', '.join(choices)}"
+    parser.add_argument("words", nargs="*", metavar="WORD", help=words)
     parser.add_argument("--rounds", type=_positive, default=3)
     parser.add_argument("--connections", type=_positive, default=50_000, help="of a storm")
     parser.add_argument("--pairs", type=_positive, default=1)
     arguments = parser.parse_args()
-    unknown = set(arguments.part) - parts.ALL.keys()
+    unknown = set(arguments.words).difference(choices)
     if unknown:
-        parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(parts.ALL)}")
+        parser.error(f"no {', '.join(sorted(unknown))}; there are: {', '.join(choices)}")
     return arguments
 
 
 def _measure(arguments: argparse.Namespace, folder: Path) -> str:
-    machine = host.describe()
+    lines = [host.describe()]
     storm = build(folder, arguments.connections, arguments.pairs)
-    setting = Setting(folder, storm, arguments.rounds)
+    chosen = [tool for tool in tools.ALL if tool.choice in arguments.words] or tools.ALL
+    absent = [tool for tool in chosen if not _works(tool, folder, storm)]
+    setting = Setting(folder, storm, arguments.rounds, [t for t in chosen if t not in absent])
     groups = []
-    for name in arguments.part or parts.ALL:
+    for name in [name for name in parts.ALL if name in arguments.words] or parts.ALL:
         print(f"bench: {name}", file=sys.stderr)
         groups.append(parts.ALL[name](setting))
-    rounds = f"medians of {arguments.rounds} rounds"
-    head = f"{storm.connections:,} connections, {storm.pairs} client-server pair(s), {rounds}"
-    return f"{machine}\n{head}\n\n{table.render(groups)}"
+    load = f"{storm.connections:,} connections, {storm.pairs} client-server pair(s)"
+    lines.append(f"{load}, medians of {arguments.rounds} rounds")
+    lines += [f"{tool.name}: does not run here" for tool in absent]
+    return "\n".join(lines) + f"\n\n{table.render(groups)}"
+
+
+def _works(tool: Tool, folder: Path, storm: Storm) -> bool:
+    """An original may be absent, or need what this kernel lacks. Ours have to work."""
+    try:
+        return tool.ours or bool(tracer.run(tool.command(), tool, folder, storm, idle=True))
+    except (TracerError, OSError):
+        return False
 
 
 def main() -> None:

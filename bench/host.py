@@ -16,7 +16,7 @@ _WITH_TRACEFS = f'mount -t tracefs none {_TRACEFS} && exec "$@"'
 
 
 def enter() -> None:
-    """Be root, with a tracefs: tcpstates finds its tracepoint there.
+    """Be root, with a tracefs: libbpf-tools find their tracepoints there.
 
     Where none is mounted we start again in a mount namespace of our own: nothing to undo.
     """

@@ -1,4 +1,4 @@
-"""The parts of the benchmark. Each measures all its tracers in turn, round by round: what else the
+"""The parts of the benchmark. Each measures all its tools in turn, round by round: what else the
 host does then falls on all of them."""
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ import os
 import pty
 import select
 import signal
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import host, tracer
+from bench import host, tools, tracer
 from bench.storm import Storm
-from bench.table import Group, Row
-from bench.tracer import Outcome, Tracer, TracerError
+from bench.table import Cell, Group, Row, Target
+from bench.tools import Tool
+from bench.tracer import Outcome, TracerError
 
 STARTS = 10
 
@@ -31,108 +31,116 @@ class Setting:
     folder: Path
     storm: Storm
     rounds: int
+    tools: Sequence[Tool]
 
-    def run(self, traced: Tracer, idle: bool = False) -> Outcome:
-        return tracer.run(traced, self.folder, self.storm, idle)
+    def run(self, tool: Tool, *options: str, idle: bool = False) -> Outcome:
+        return tracer.run(tool.command(*options), tool, self.folder, self.storm, idle)
+
+    def round(self) -> dict[Tool, Outcome]:
+        """A storm for each tool."""
+        return {tool: self.run(tool) for tool in self.tools}
 
 
 def storm(setting: Setting) -> Group:
-    """The rate of a storm untraced and traced, what the tracers saw of it, and their memory."""
-    tracers = (tracer.tcpcore(), tracer.tcpstates())
-    plain: list[float] = []
-    runs: dict[str, list[Outcome]] = {t.name: [] for t in tracers}
-    for _ in range(setting.rounds):
-        plain.append(setting.storm.run())
-        for traced in tracers:
-            runs[traced.name].append(setting.run(traced))
-    return Group("Storm, output to a file", _storm_rows(setting, plain, runs))
+    """Connections per second under each tool, and as a share of those without any in the same
+    round; the events read and lost, and the tool's memory."""
+    rounds = [(setting.storm.run(), setting.round()) for _ in range(setting.rounds)]
+    free = [rate for rate, _ in rounds]
+    rows: dict[str, Row] = {"untraced": {"connections/s": Cell(free)}}
+    for tool in setting.tools:
+        runs = [outcomes[tool] for _, outcomes in rounds]
+        kept = [run.rate / rate for run, rate in zip(runs, free, strict=True)]
+        events = setting.storm.connections * tool.events
+        read = [run.events for run in runs]
+        memory = tool.target(most=tools.MEMORY_MB)
+        rows[tool.name] = {
+            "connections/s": Cell([run.rate for run in runs]),
+            "of untraced": Cell(kept, 3, tool.target(least=tool.kept), spread=True),
+            "events": Cell(read, 0, Target(events, events), _furthest(events)),
+            "lost": Cell([run.lost for run in runs], 0, tool.target(most=0), max),
+            "peak MB": Cell([run.peak / 1e6 for run in runs], 1, memory, max),
+        }
+    return Group("Storm, output to a file", rows)
 
 
-def _storm_rows(setting: Setting, plain: list[float], runs: dict[str, list[Outcome]]) -> list[Row]:
-    def column(value: Callable[[Outcome], float]) -> dict[str, list[float]]:
-        return {name: [value(run) for run in outcomes] for name, outcomes in runs.items()}
-
-    rates = column(lambda run: run.rate)
-    shares = {
-        name: [rate / free for rate, free in zip(values, plain, strict=True)]
-        for name, values in rates.items()
-    }
-    events, lost = column(lambda run: run.events), column(lambda run: run.lost)
-    return [
-        Row("connections/s", {"untraced": plain, **rates}),
-        Row("of the untraced rate, same round", shares, 2, ("at least", 0.85)),
-        Row("events read, fewest", events, target=("at least", setting.storm.events), pick=min),
-        Row("events lost, most", lost, target=("at most", 0), pick=max),
-        Row("peak memory, MB, most", column(lambda r: r.peak / 1e6), 1, ("at most", 45), max),
-    ]
+def _furthest(wanted: float) -> Callable[[Sequence[float]], float]:
+    return lambda values: max(values, key=lambda value: abs(value - wanted))
 
 
 def kernel(setting: Setting) -> Group:
     """Time in the BPF programs. A storm of its own: measuring takes time as well."""
-    tracers = (tracer.tcpcore(), tracer.tcpstates())
-    nanoseconds: dict[str, list[float]] = {t.name: [] for t in tracers}
-    calls: dict[str, list[float]] = {t.name: [] for t in tracers}
     with host.bpf_statistics():
-        for _ in range(setting.rounds):
-            for traced in tracers:
-                run = setting.run(traced)
-                nanoseconds[traced.name].append(run.kernel_ns / setting.storm.events)
-                calls[traced.name].append(run.runs / setting.storm.events)
-    return Group(
-        "Kernel, per state change",
-        [
-            Row("ns in BPF programs", nanoseconds, 0, ("at most", 1000)),
-            Row("runs of BPF programs", calls, 2),
-        ],
-    )
+        rounds = [setting.round() for _ in range(setting.rounds)]
+    rows = {}
+    for tool in setting.tools:
+        ns = [outcomes[tool].kernel_ns / setting.storm.connections for outcomes in rounds]
+        runs = [outcomes[tool].runs / setting.storm.connections for outcomes in rounds]
+        per_event = [n / tool.events for n in ns]
+        rows[tool.name] = {
+            "ns an event": Cell(per_event, 0, tool.target(most=tool.ns), spread=True),
+            "ns a connection": Cell(ns),
+            "runs a connection": Cell(runs, 1),
+        }
+    return Group("Time in BPF programs", rows)
 
 
 def reader(setting: Setting) -> Group:
-    """CPU time of a line, without what the start and the end take."""
-    tracers = {
-        "text": tracer.tcpcore(),
-        "json": tracer.tcpcore("--json"),
-        "csv": tracer.tcpcore("--csv"),
-        "tcpstates": tracer.tcpstates(),
+    """CPU time of a line (user and system), without what the start and the end take."""
+    us: dict[Tool, dict[str, list[float]]] = {
+        tool: {style: [] for style in (tools.LINE_US if tool.ours else ("text",))}
+        for tool in setting.tools
+        if tool.streams
     }
-    us: dict[str, list[float]] = {name: [] for name in tracers}
     for _ in range(setting.rounds):
-        for name, traced in tracers.items():
-            us[name].append(_per_line(setting, traced))
-    both = {"tcpcore": us["text"], "tcpstates": us["tcpstates"]}
-    rows = [
-        Row("us a line of text", both, 2, ("at most", 2.0)),
-        Row("us a line of JSON", {"tcpcore": us["json"]}, 2, ("at most", 3.0)),
-        Row("us a line of CSV", {"tcpcore": us["csv"]}, 2),
-    ]
-    return Group("Reader, CPU time (user and system)", rows)
+        for tool, styles in us.items():
+            for style, values in styles.items():
+                values.append(_per_line(setting, tool, style))
+    return Group(
+        "Reader, CPU time, us a line",
+        {
+            tool.name: {
+                style: Cell(values, 2, tool.target(most=tools.LINE_US[style]), spread=True)
+                for style, values in styles.items()
+            }
+            for tool, styles in us.items()
+        },
+    )
 
 
-def _per_line(setting: Setting, traced: Tracer) -> float:
-    idle, busy = setting.run(traced, idle=True), setting.run(traced)
+def _per_line(setting: Setting, tool: Tool, style: str) -> float:
+    options = () if style == "text" else (f"--{style}",)
+    idle, busy = setting.run(tool, *options, idle=True), setting.run(tool, *options)
     return (busy.cpu - idle.cpu) / max(1, busy.events) * 1e6
 
 
 def start(setting: Setting) -> Group:
-    """From exec to the header on a terminal, and where that time goes."""
-    tracers = (tracer.tcpcore(), tracer.tcpstates())
-    times: dict[str, list[float]] = {t.name: [] for t in tracers}
-    for traced in tracers:
-        _first_line(setting, traced)  # fills the caches
+    """From exec to the header on a terminal, and where that time goes in a tool of ours."""
+    ms: dict[Tool, list[float]] = {tool: [] for tool in setting.tools if tool.streams}
+    phases: dict[Tool, list[dict[str, float]]] = {tool: [] for tool in ms if tool.ours}
+    for tool in ms:
+        _first_line(setting, tool)  # fills the caches
     for _ in range(STARTS):
-        for traced in tracers:
-            times[traced.name].append(_first_line(setting, traced) * 1e3)
-    rows = [Row("ms to the header line", times, 0, ("at most", 100))]
-    return Group(f"Start, {STARTS} times", rows + _phases(setting))
+        for tool, times in ms.items():
+            times.append(_first_line(setting, tool) * 1e3)
+        for tool, runs in phases.items():
+            runs.append(_phases(setting, tool))
+    rows = {}
+    for tool, times in ms.items():
+        runs = phases.get(tool, [{}])
+        rows[tool.name] = {
+            "to the header": Cell(times, 0, tool.target(most=tools.START_MS), spread=True),
+            **{phase: Cell([run[phase] for run in runs], 1) for phase in runs[0]},
+        }
+    return Group(f"Start, {STARTS} times, ms", rows)
 
 
-def _first_line(setting: Setting, traced: Tracer) -> float:
-    """Seconds from exec to the first output. A terminal, since into a pipe tcpstates would write
-    its header only with its first 4 KiB."""
+def _first_line(setting: Setting, tool: Tool) -> float:
+    """Seconds from exec to the first output. A terminal, since into a pipe libbpf-tools would write
+    their header only with the first 4 KiB."""
     ours, theirs = pty.openpty()
     begin = time.monotonic()
     process = subprocess.Popen(
-        traced.command,
+        tool.command(),
         stdout=theirs,
         stderr=subprocess.DEVNULL,
         env=tracer.environment(setting.folder),
@@ -140,7 +148,7 @@ def _first_line(setting: Setting, traced: Tracer) -> float:
     os.close(theirs)
     try:
         if not select.select([ours], [], [], 30)[0] or not _has_output(ours):
-            raise TracerError(f"{traced.name} printed nothing")
+            raise TracerError(f"{tool.name} printed nothing")
         return time.monotonic() - begin
     finally:
         process.send_signal(signal.SIGINT)
@@ -155,16 +163,10 @@ def _has_output(terminal: int) -> bool:
         return False
 
 
-def _phases(setting: Setting) -> list[Row]:
-    runs = [_phase(setting) for _ in range(STARTS)]
-    names = sorted(runs[0], key=lambda name: -statistics.median(run[name] for run in runs))
-    return [Row(f"ms: {n}", {"tcpcore": [run[n] for run in runs]}, 1) for n in names]
-
-
-def _phase(setting: Setting) -> dict[str, float]:
+def _phases(setting: Setting, tool: Tool) -> dict[str, float]:
     program = Path(__file__).with_name("phases.py")
     done = subprocess.run(
-        [sys.executable, program, repr(time.monotonic())],
+        [sys.executable, program, tool.name, repr(time.monotonic())],
         check=True,
         stdout=subprocess.PIPE,
         env=tracer.environment(setting.folder),

@@ -1,23 +1,24 @@
 """Where the time of a start goes: run as a program, prints JSON of milliseconds by phase.
 
-Its argument is the time.monotonic() of the exec. The numbers come from the command itself, with
-clocks around the calls that take time; it ends where it would print the header.
+Its arguments are a tool and the time.monotonic() of the exec. The numbers come from the command
+itself, with clocks around the calls that take time; it ends where it would print the header.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 
 STARTED = time.monotonic()
 
 # ruff: noqa: E402 - the imports are what is measured
-import tcpcore.tools.states  # noqa: F401 - as the command would import it
 from tcpcore import cli
-from tcpcore.loader import elf, kernel, object
+from tcpcore.loader import elf, ffi, kernel, object
 from tcpcore.loader.ffi import libbpf
 from tcpcore.output import Table
 
+importlib.import_module(f"tcpcore.tools.{sys.argv[1]}")  # as the command would
 IMPORTED = time.monotonic()
 
 import json
@@ -29,9 +30,10 @@ CALLS = {
     "bpf_object__load": "load",
     "perf_buffer__new_raw": "rings",
     "bpf_program__attach": "attach",
+    "bpf_program__attach_perf_event": "attach",
 }
 spent: dict[str, float] = {
-    "interpreter": STARTED - float(sys.argv[1]),
+    "interpreter": STARTED - float(sys.argv[2]),
     "imports": IMPORTED - STARTED,
 }
 
@@ -52,7 +54,7 @@ def clocked(phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
 def report(table: Table) -> str:
     """In the place of Table.header: tell, and end."""
     total = time.monotonic() - begin + sum(spent[name] for name in ("interpreter", "imports"))
-    spent["command line, rest"] = total - sum(spent.values())
+    spent["rest"] = total - sum(spent.values())
     print(json.dumps({name: value * 1e3 for name, value in spent.items()}))
     raise SystemExit
 
@@ -62,6 +64,7 @@ def install() -> None:
     library = libbpf()
     for name, phase in CALLS.items():
         setattr(library, name, clocked(phase, getattr(library, name)))
+    setattr(ffi, "open_tracepoint", clocked("attach", ffi.open_tracepoint))  # noqa: B010
     setattr(kernel, "btf", clocked("kernel BTF", kernel.btf))  # noqa: B010 - not for mypy
     setattr(object, "ObjectFile", clocked("object file", elf.ObjectFile))  # noqa: B010
     setattr(Table, "header", report)  # noqa: B010
@@ -69,5 +72,5 @@ def install() -> None:
 
 install()
 begin = time.monotonic()
-sys.argv[1:] = ["states"]
+del sys.argv[2]
 cli.main()

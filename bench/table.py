@@ -1,88 +1,94 @@
-"""The result: groups of rows, one column per tracer."""
+"""The result: groups of rows, one row per tool, one column per measure."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-
-Values = Sequence[float]
-"""What the rounds gave."""
-Pick = Callable[[Values], float]
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measure of several tracers, by column title. pick: from the rounds to the one number.
+class Target:
+    """Where a number should be. None: no limit on that side."""
 
-    target: what the tcpcore column should be: ("at least" or "at most", bound).
+    least: float | None = None
+    most: float | None = None
+
+    def met(self, value: float) -> bool:
+        return (self.least is None or value >= self.least) and (
+            self.most is None or value <= self.most
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measure of one tool: what the rounds gave.
+
+    pick: from the rounds to the one number. spread: show the lowest and the highest as well.
     """
 
-    label: str
-    values: Mapping[str, Values]
+    values: Sequence[float]
     digits: int = 0
-    target: tuple[str, float] | None = None
-    pick: Pick = statistics.median
+    target: Target | None = None
+    pick: Callable[[Sequence[float]], float] = statistics.median
+    spread: bool = False
+
+    @property
+    def missed(self) -> bool:
+        return self.target is not None and not self.target.met(self.pick(self.values))
+
+    def text(self) -> str:
+        """As `0.86 (0.84 - 0.90) >= 0.85`."""
+        parts = [self._number(self.pick(self.values))]
+        if self.spread:
+            parts.append(f"({self._number(min(self.values))} - {self._number(max(self.values))})")
+        return " ".join(parts) + self._bound()
+
+    def _bound(self) -> str:
+        least, most = (self.target.least, self.target.most) if self.target else (None, None)
+        if least is not None:
+            return f" {'=' if least == most else '>='} {self._number(least)}"
+        return "" if most is None else f" <= {self._number(most)}"
+
+    def _number(self, value: float) -> str:
+        return f"{value:,.{self.digits}f}"
 
 
-@dataclass
+Row = Mapping[str, Cell]
+"""By column title."""
+
+
+@dataclass(frozen=True)
 class Group:
-    """The rows of one part."""
+    """The rows of one part, by the tool's name."""
 
     title: str
-    rows: list[Row] = field(default_factory=list)
-
-
-COLUMNS = ("untraced", "tcpcore", "tcpstates")
-_TITLES = ("", *COLUMNS, "tcpcore from - to", "per tcpstates", "target", "")
-_WIDTHS = (38, 9, 9, 9, 19, 13, 16, 6)
+    rows: Mapping[str, Row]
 
 
 def render(groups: Sequence[Group]) -> str:
-    """The whole table as text."""
-    lines = [_line(_TITLES)]
-    for group in groups:
-        lines += ["", group.title, *(_line(_cells(row)) for row in group.rows)]
-    return "\n".join(lines) + "\n"
+    """All groups as text."""
+    return "\n".join(f"{group.title}\n{_body(group)}" for group in groups)
 
 
-def _line(cells: Sequence[str]) -> str:
-    first, *rest = zip(cells, _WIDTHS, strict=True)
-    aligned = [f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in rest)]
-    return " ".join(aligned).rstrip()
+def _body(group: Group) -> str:
+    titles = list(dict.fromkeys(title for row in group.rows.values() for title in row))
+    lines = [["", *titles, "targets"]]
+    for name, row in group.rows.items():
+        cells = [row[title].text() if title in row else "" for title in titles]
+        lines.append([name, *cells, _verdict(row)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "".join(f"  {_aligned(line, widths)}\n" for line in lines)
 
 
-def _cells(row: Row) -> list[str]:
-    numbers = [_number(row, row.values[c]) if c in row.values else "" for c in COLUMNS]
-    return [f"  {row.label}", *numbers, _range(row), _ratio(row), *_target(row)]
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
+    (name, *cells, verdict), (first, *others, _) = line, widths
+    right = (f"{cell:>{width}}" for cell, width in zip(cells, others, strict=True))
+    return "  ".join((f"{name:<{first}}", *right, verdict)).rstrip()
 
 
-def _number(row: Row, values: Values) -> str:
-    return _text(row, row.pick(values))
-
-
-def _text(row: Row, value: float) -> str:
-    return f"{value:,.{row.digits}f}"
-
-
-def _range(row: Row) -> str:
-    values = row.values.get("tcpcore", ())
-    if len(set(values)) < 2:
+def _verdict(row: Row) -> str:
+    if not any(cell.target for cell in row.values()):
         return ""
-    return f"{_text(row, min(values))} - {_text(row, max(values))}"
-
-
-def _ratio(row: Row) -> str:
-    if "tcpcore" not in row.values or "tcpstates" not in row.values:
-        return ""
-    ours, theirs = row.pick(row.values["tcpcore"]), row.pick(row.values["tcpstates"])
-    return f"{ours / theirs:.2f}" if theirs else ""
-
-
-def _target(row: Row) -> tuple[str, str]:
-    if row.target is None:
-        return "", ""
-    relation, bound = row.target
-    value = row.pick(row.values["tcpcore"])
-    met = value >= bound if relation == "at least" else value <= bound
-    return f"{relation} {_text(row, bound)}", "met" if met else "MISSED"
+    missed = [title for title, cell in row.items() if cell.missed]
+    return f"MISSED: {', '.join(missed)}" if missed else "met"

@@ -6,14 +6,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.storm import Storm
+from bench.tools import Tool
 
 _QUIET = 0.1
 """A tracer that wants less of a CPU than this is waiting for events."""
@@ -23,26 +23,6 @@ _LIMIT = 120.0
 
 class TracerError(Exception):
     """A tracer that did not start, or did not come to rest."""
-
-
-@dataclass(frozen=True)
-class Tracer:
-    """A program to measure: a name for the table, and its command."""
-
-    name: str
-    command: tuple[str, ...]
-
-
-def tcpcore(*options: str) -> Tracer:
-    """tcpcore as this interpreter finds it; the installed script where there is one."""
-    script = Path(sys.executable).with_name("tcpcore")
-    start = [str(script)] if script.exists() else [sys.executable, "-m", "tcpcore"]
-    return Tracer("tcpcore", (*start, "states", *options))
-
-
-def tcpstates() -> Tracer:
-    """libbpf-tools' tcpstates, in C: /usr/sbin is not on everybody's PATH."""
-    return Tracer("tcpstates", ("/usr/sbin/tcpstates",))
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -56,7 +36,7 @@ def environment(folder: Path) -> dict[str, str]:
 class Outcome:
     """One run. cpu: seconds, user and system. peak: bytes. kernel_ns, runs: of all its programs.
 
-    rate: connections per second, 0 when there was no storm.
+    rate: connections per second, 0 when there was no storm. events: of the connections, read.
     """
 
     rate: float
@@ -68,26 +48,28 @@ class Outcome:
     runs: int
 
 
-def run(tracer: Tracer, folder: Path, storm: Storm, idle: bool = False) -> Outcome:
-    """Trace one storm into a file, or nothing when idle."""
+def run(
+    command: Sequence[str], tool: Tool, folder: Path, storm: Storm, idle: bool = False
+) -> Outcome:
+    """Trace one storm into a file, or nothing when idle. command: the tool's."""
     output, errors = folder / "output", folder / "errors"
-    with _started(tracer, folder, output, errors) as process:
+    with _started(command, folder, output, errors) as process:
         _rest(process, errors)
         rate = 0.0 if idle else storm.run()
         _rest(process, errors)
         kernel_ns, runs = map(sum, zip(*programs(process.pid).values(), strict=True))
         peak = _peak(process.pid)
         cpu = _stop(process)
-    lost = _lost(errors.read_text())
-    return Outcome(rate, storm.count(output), lost, cpu, peak, kernel_ns, runs)
+    events = 0 if idle else tool.read(output) - storm.pairs * tool.listener
+    return Outcome(rate, events, _lost(errors.read_text()), cpu, peak, kernel_ns, runs)
 
 
 @contextmanager
 def _started(
-    tracer: Tracer, folder: Path, output: Path, errors: Path
+    command: Sequence[str], folder: Path, output: Path, errors: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     with output.open("wb") as out, errors.open("wb") as err:
-        process = subprocess.Popen(tracer.command, stdout=out, stderr=err, env=environment(folder))
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=environment(folder))
     try:
         yield process
     finally:
@@ -98,7 +80,7 @@ def _started(
 
 def _rest(process: subprocess.Popen[bytes], errors: Path) -> None:
     """Until the tracer has loaded its programs and waits for events. The header says so too, but
-    tcpstates' stays in its buffer until the end, as do its last rows."""
+    that of libbpf-tools stays in a buffer until the end, as do their last rows."""
     end = time.monotonic() + _LIMIT
     while time.monotonic() < end:
         before = _wanted_ns(process.pid)
@@ -147,7 +129,7 @@ def _stop(process: subprocess.Popen[bytes]) -> float:
 
 
 def _lost(errors: str) -> int:
-    """tcpcore tells the sum so far, clause by clause; tcpstates tells each loss."""
+    """tcpcore tells the sum so far, clause by clause; libbpf-tools tell each loss."""
     sums = [line for line in errors.splitlines() if line.startswith("tcpcore: lost so far:")]
     if sums:
         return sum(map(int, re.findall(r"[:;] (\d+) ", sums[-1])))

@@ -34,7 +34,8 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 	struct owner owner = {};
 	struct conn conn;
 
-	if (!read_conn(&conn, sk, direct) || !want_conn(&conn))
+	/* It may have been reset meanwhile. */
+	if (!read_closed_conn(&conn, sk, direct) || !want_conn(&conn))
 		return;
 	current_owner(&owner, conn.netns);
 	if (!owner.wanted)

@@ -67,7 +67,7 @@ static __always_inline void begin(struct sock *sk, struct start *start, const bo
 static __always_inline bool read_tuple(struct conn *conn, struct sock *sk,
 				       const struct start *start, bool from_call, const bool direct)
 {
-	if (!read_conn(conn, sk, direct))
+	if (!read_closed_conn(conn, sk, direct))
 		return false;
 	if (from_call || !conn->rport) {
 		conn->raddr = start->raddr;
@@ -76,8 +76,6 @@ static __always_inline bool read_tuple(struct conn *conn, struct sock *sk,
 		if (conn->family == AF_INET && is_zero(&conn->laddr))
 			set_v4mapped(&conn->laddr, 0);
 	}
-	if (!conn->lport)
-		conn->lport = read_closed_lport(sk);
 	return true;
 }
 

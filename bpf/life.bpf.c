@@ -138,7 +138,7 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 	struct owner owner;
 	struct conn conn;
 
-	if (read_conn(&conn, sk, direct) && want_conn(&conn) &&
+	if (read_closed_conn(&conn, sk, direct) && want_conn(&conn) &&
 	    !own(&owner, known_owner(sk), sk, conn.netns, ROLE_PASSIVE))
 		lose_socket();
 }
@@ -169,14 +169,13 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 	struct owner owner;
 	struct conn conn;
 
-	if (newstate == TCP_LISTEN || newstate == TCP_SYN_RECV || !read_conn(&conn, sk, direct))
+	if (newstate == TCP_LISTEN || newstate == TCP_SYN_RECV ||
+	    !read_closed_conn(&conn, sk, direct))
 		return;
 	if (newstate == TCP_ESTABLISHED) {
 		established(sk, oldstate, &conn);
 		return;
 	}
-	if (!conn.lport)
-		conn.lport = read_closed_lport(sk);
 	if (newstate == TCP_SYN_SENT) {
 		if (!own(&owner, known_owner(sk), sk, conn.netns, ROLE_ACTIVE))
 			lose_socket();

@@ -105,6 +105,16 @@ static __always_inline __u16 read_closed_lport(struct sock *sk)
 	return bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
 }
 
+/* The tuple of a socket that may be closed already, with the port it had. */
+static __always_inline bool read_closed_conn(struct conn *conn, struct sock *sk, const bool direct)
+{
+	if (!read_conn(conn, sk, direct))
+		return false;
+	if (!conn->lport)
+		conn->lport = read_closed_lport(sk);
+	return true;
+}
+
 static __always_inline bool is_tcp(struct sock *sk, const bool direct)
 {
 	return sk_read(sk, sk_protocol, direct) == IPPROTO_TCP;

@@ -144,7 +144,7 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 	struct owner owner;
 	struct conn conn;
 
-	if (read_conn(&conn, sk, direct) && want_conn(&conn) &&
+	if (read_closed_conn(&conn, sk, direct) && want_conn(&conn) &&
 	    !own(&owner, known_owner(sk), sk, conn.netns, ROLE_PASSIVE))
 		lose_socket();
 }

@@ -78,10 +78,8 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 	bool closed = known && known->mark == MARK_CLOSED;
 	struct conn conn;
 
-	if (!read_conn(&conn, sk, direct))
+	if (!read_closed_conn(&conn, sk, direct))
 		return;
-	if (!conn.lport)
-		conn.lport = read_closed_lport(sk);
 	if (!want_conn(&conn))
 		return;
 	if (!own(&owner, known, sk, conn.netns, ROLE_PASSIVE))
@@ -138,10 +136,8 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 	if (newstate != TCP_SYN_SENT && newstate != TCP_ESTABLISHED &&
 	    !is_closing(oldstate, newstate))
 		return;
-	if (!read_conn(&conn, sk, direct))
+	if (!read_closed_conn(&conn, sk, direct))
 		return;
-	if (!conn.lport)
-		conn.lport = read_closed_lport(sk);
 	if (newstate == TCP_SYN_SENT)
 		connecting(sk, &conn);
 	else if (newstate == TCP_ESTABLISHED)
@@ -160,11 +156,8 @@ static __always_inline void destroy(void *ctx, struct sock *sk, const bool direc
 		return;
 	owner = *known;
 	disown(sk);
-	if (owner.mark != MARK_OPEN || !read_conn(&conn, sk, direct))
-		return;
-	if (!conn.lport)
-		conn.lport = read_closed_lport(sk);
-	send(ctx, &conn, &owner, ACTION_CLOSE);
+	if (owner.mark == MARK_OPEN && read_closed_conn(&conn, sk, direct))
+		send(ctx, &conn, &owner, ACTION_CLOSE);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -6,6 +6,7 @@ TCPCORE_KERNELS="6.1 6.12" in the environment picks some of them; the default is
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -124,11 +125,14 @@ def _judge(result: machine.Result, junit: Path) -> Outcome:
         return summary, [*problems, f"{summary}:\n{result.output}", *_console(result, junit.parent)]
     found = report.read(junit)
     problems = [*found.failures, *problems]
+    again = len(re.findall(r" RERUN +\[", result.output))
+    found.passed -= again  # each attempt has a line in the report
+    attempts = f", {again} at the second attempt" if again else ""
     if not found.passed and not found.failures:
         problems.append(f"no test was run:\n{result.output}")
     if result.exit_code != 0 and not problems:
         problems.append(f"pytest ended with exit code {result.exit_code}:\n{result.output}")
-    return str(found), problems
+    return str(found) + attempts, problems
 
 
 def _console(result: machine.Result, share: Path) -> list[str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tcpcore import cli
+from tcpcore.filters import cgroup_root
 
 TCPCORE = [sys.executable, "-m", "tcpcore"]
 PATIENCE = 60.0  # seconds; an emulated machine is slow
@@ -199,6 +200,49 @@ def session(host: str = "127.0.0.1", server_closes_first: bool = False) -> tuple
     return ports
 
 
+@contextlib.contextmanager
+def pair(
+    host: str = "127.0.0.1", bound: str | None = None
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connection's client and its server's end. bound: the server's address, if another."""
+    with listener(bound or host) as server:
+        client = connect(host, server.getsockname()[1])
+        with client, server.accept()[0] as accepted:
+            yield client, accepted
+
+
+def reset(connection: socket.socket) -> None:
+    """Close it with a RST (SO_LINGER with a time of 0, socket(7))."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    connection.close()
+
+
+def disconnect(connection: socket.socket) -> None:
+    """Its connection goes, the socket stays: connect() to AF_UNSPEC, connect(2)."""
+    nowhere = ctypes.create_string_buffer(16)
+    assert ctypes.CDLL(None).connect(connection.fileno(), nowhere, len(nowhere)) == 0
+
+
+def fork(act: Callable[[], object]) -> int:
+    """A child that does this and exits at once, with what it has open; its pid, for reap()."""
+    with warnings.catch_warnings():  # our threads only read pipes
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        act()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def reap(pid: int) -> int:
+    """The exit code of a child, once it has ended; negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def refused_port(host: str = "127.0.0.1") -> int:
     """A port nobody listens on."""
     with listener(host) as server:
@@ -210,13 +254,18 @@ def refuse(host: str, port: int) -> None:
         connect(host, port).close()
 
 
-def start_hanging(host: str, port: int) -> socket.socket:
-    """A non-blocking connect that gets no answer soon."""
-    client = socket.socket()
+def start_connect(host: str, port: int) -> socket.socket:
+    """A non-blocking connect; on loopback it is answered already."""
+    client = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     client.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         client.connect((host, port))
     return client
+
+
+def start_hanging(host: str, port: int) -> socket.socket:
+    """A non-blocking connect that gets no answer soon."""
+    return start_connect(host, port)
 
 
 @contextlib.contextmanager
@@ -291,6 +340,17 @@ def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+@contextlib.contextmanager
+def cgroup() -> Iterator[Path]:
+    """A cgroup of version 2, gone afterwards; who writes its pid to cgroup.procs is in it."""
+    folder = cgroup_root() / f"tcpcore-{os.getpid()}-{next(_PAIRS)}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        folder.rmdir()
 
 
 @contextlib.contextmanager

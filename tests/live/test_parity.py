@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections import Counter
@@ -15,7 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.live import harness
-from tests.live.harness import Event, tracer
+from tests.live.harness import Event, Namespace, tracer
+
+Net = tuple[Namespace, Namespace]
+
+HOSTS = ("127.0.0.1", "::1")
 
 pytestmark = pytest.mark.skipif(not shutil.which("tcpstates"), reason="no libbpf-tools here")
 
@@ -66,7 +72,7 @@ def wait_attached(child: subprocess.Popen[str]) -> None:
 def everything() -> None:
     """Sessions of both families and orders, refusals."""
     closed = harness.refused_port()
-    for host in ("127.0.0.1", "::1"):
+    for host in HOSTS:
         harness.session(host)
         harness.session(host, server_closes_first=True)
         harness.refuse(host, closed)
@@ -126,6 +132,141 @@ def test_connlat(attach: str, tmp_path: Path) -> None:
     assert {k: len(v) for k, v in ours.items()} == {k: len(v) for k, v in theirs.items()}
     differences = [a - b for k in ours for a, b in zip(ours[k], theirs[k], strict=True)]
     assert sorted(map(abs, differences))[len(differences) // 2] < 2
+
+
+ConnectRow = tuple[int, str, str, int]
+
+
+def test_connect(attach: str, tmp_path: Path, net: Net) -> None:
+    """tcpconnect tells no result, and misses connects that fail at once."""
+    with tracer("connect", "--json", "--attach", attach) as running:
+        with original("tcpconnect", tmp_path) as rows:
+            everything()
+            v4mapped_session()
+            with net[0].entered():
+                port = no_port_left()
+        events = [e for e in running.events() if e["pid"] == os.getpid()]
+    ours = Counter((e["pid"], e["family"], e["raddr"], e["rport"]) for e in events)
+    theirs: Counter[ConnectRow] = Counter()
+    for row in rows:
+        pid, *_, ip, _, raddr, rport = row.split()
+        if int(pid) == os.getpid():
+            theirs[int(pid), f"ipv{ip}", raddr, int(rport)] += 1
+    assert theirs - ours == Counter()
+    assert ours - theirs == Counter({(os.getpid(), "ipv4", "127.0.0.1", port): 1})
+    assert Counter(e["result"] for e in events) == {
+        **{"ok": 4 + 1 + 1, "ECONNREFUSED": 2},
+        "EADDRNOTAVAIL": 1,
+    }
+
+
+def v4mapped_session() -> tuple[int, int]:
+    """Its client and server port."""
+    with harness.pair("::ffff:127.0.0.1", "::") as (client, _):
+        return client.getsockname()[1], client.getpeername()[1]
+
+
+def no_port_left() -> int:
+    """Two connects, of which the second one finds none; the server's port."""
+    with harness.listener() as server, harness.local_ports("45001 45001"):
+        port = int(server.getsockname()[1])
+        with (
+            harness.connect("127.0.0.1", port),
+            pytest.raises(OSError, match="Cannot assign requested address"),
+        ):
+            harness.connect("127.0.0.1", port)
+    return port
+
+
+TracerRow = tuple[str, int, str, str, int, int]
+
+
+def our_tracer(events: list[Event]) -> Counter[TracerRow]:
+    letters = {"connect": "C", "accept": "A", "close": "X"}
+    return Counter(
+        (letters[e["action"]], e["pid"], e["laddr"], e["raddr"], e["lport"], e["rport"])
+        for e in events
+        if e["pid"] == os.getpid()
+    )
+
+
+def their_tracer(rows: list[str]) -> Counter[TracerRow]:
+    found: Counter[TracerRow] = Counter()
+    for row in rows:
+        letter, pid, *_, laddr, raddr, lport, rport = row.split()
+        if int(pid) == os.getpid():
+            laddr, raddr = (x.removeprefix("::ffff:") for x in (laddr, raddr))
+            found[letter, int(pid), laddr, raddr, int(lport), int(rport)] += 1
+    return found
+
+
+def test_tracer(attach: str, tmp_path: Path) -> None:
+    """tcptracer misses v4-mapped connects, which it looks for under another address than it
+    remembers, and sees the end of non-blocking connects that were refused: they began nothing."""
+    closed = harness.refused_port()
+    with tracer("tracer", "--json", "--attach", attach) as running:
+        with original("tcptracer", tmp_path) as rows:
+            everything()
+            lport, port = v4mapped_session()
+            with harness.start_connect("127.0.0.1", closed) as client:
+                select.select([], [client], [], harness.PATIENCE)
+        ours, theirs = our_tracer(running.events()), their_tracer(rows)
+    assert sum(ours.values()) == (4 + 1) * 4
+    local = "127.0.0.1", "127.0.0.1"
+    assert ours - theirs == Counter({("C", os.getpid(), *local, lport, port): 1})
+    made_up = theirs - ours
+    assert {(row[0], row[5]) for row in made_up} <= {("X", closed)}
+
+
+LifeEnd = tuple[str, int, str, int]
+
+
+def test_life(attach: str, tmp_path: Path) -> None:
+    """tcplife takes refused connects for sessions. Of a server that closes first it names whoever
+    was on the CPU at the end. Its bytes hold SYN and FIN, its time not the handshake."""
+    closed = harness.refused_port()
+    with tracer("life", "--json", "--attach", attach) as running:
+        with original("tcplife", tmp_path) as rows:
+            polite = [some_bytes(host, server_first=False) for host in HOSTS]
+            blamed = [some_bytes(host, server_first=True) for host in HOSTS]
+            for host in HOSTS:
+                harness.refuse(host, closed)
+        events = running.events()
+    wanted = {closed, *polite, *blamed}
+    ours = {end(e): e for e in events if wanted & {e["lport"], e["rport"]}}
+    theirs = {which: rest for which, rest in map(their_life, rows) if wanted & {*which}}
+    assert len(ours) == 2 * len(polite + blamed)
+    assert ours.keys() - theirs.keys() == set()
+    assert Counter(which[3] for which in theirs.keys() - ours.keys()) == {closed: len(HOSTS)}
+    for which, event in ours.items():
+        pid, tx_kb, rx_kb, ms = theirs[which]
+        assert event["pid"] == os.getpid()
+        assert pid == os.getpid() or which[1] in blamed
+        assert abs(event["tx_bytes"] / 1024 - tx_kb) < 0.01
+        assert abs(event["rx_bytes"] / 1024 - rx_kb) < 0.01
+        assert ms < event["duration_ns"] / 1e6 + 1  # each takes its own time stamps
+
+
+def end(event: Event) -> LifeEnd:
+    return event["laddr"], event["lport"], event["raddr"], event["rport"]
+
+
+def their_life(row: str) -> tuple[LifeEnd, list[float]]:
+    pid, *_, laddr, lport, raddr, rport, tx_kb, rx_kb, ms = row.split()
+    return (laddr, int(lport), raddr, int(rport)), [float(x) for x in (pid, tx_kb, rx_kb, ms)]
+
+
+def some_bytes(host: str, server_first: bool) -> int:
+    """A session with bytes each way; its server's port."""
+    with harness.pair(host) as (client, accepted):
+        for sender, receiver, size in ((client, accepted, 3000), (accepted, client, 5000)):
+            sender.sendall(b"x" * size)
+            assert len(receiver.recv(size, socket.MSG_WAITALL)) == size
+        port = int(client.getpeername()[1])
+        first, second = (accepted, client) if server_first else (client, accepted)
+        first.close()
+        assert second.recv(1) == b""
+    return port
 
 
 @pytest.mark.parametrize("delay", [20, 100])
