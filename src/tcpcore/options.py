@@ -249,12 +249,17 @@ def _declared(annotation: Any) -> Any:
     return next((x for x in found if isinstance(x, typer.models.OptionInfo)), None)
 
 
+def _names(option: Any) -> list[str]:
+    """The names of an option; in an annotation, typer has the first one as the default."""
+    return [option.default, *option.param_decls]
+
+
 def _without(annotation: Any, taken: set[str]) -> Any:
     """A common option without the names that the tool has for options of its own."""
     option = copy.copy(_declared(annotation))
-    if not taken & set(option.param_decls):
+    if not taken & set(_names(option)):
         return annotation
-    option.param_decls = tuple(x for x in option.param_decls if x not in taken)
+    option.default, *option.param_decls = (x for x in _names(option) if x not in taken)
     return Annotated[annotation.__origin__, option]
 
 
@@ -274,7 +279,7 @@ def with_common(command: Callable[..., None]) -> Callable[..., None]:
         if p.name != "common"
     ]
     declared = filter(None, map(_declared, own_hints.values()))
-    taken = {name for option in declared for name in option.param_decls or ()}
+    taken = {name for option in declared for name in _names(option)}
     shared = [
         inspect.Parameter(
             f.name,

@@ -39,6 +39,10 @@ class Case:
     boot_arguments: tuple[str, ...] = ()
     tests: tuple[str, ...] = ("tests/live",)
 
+    @property
+    def turn(self) -> int:
+        return list(SUITES).index(self.label)
+
     def __str__(self) -> str:
         return " ".join((self.label, *self.boot_arguments))
 
@@ -108,7 +112,7 @@ def _run(case: Case, share: Path) -> Outcome:
         ],
         share,
         timeout=TIME_LIMIT,
-        env={"TCPCORE_TEST_ATTACH": ATTACH_VARIANTS},
+        env={"TCPCORE_TEST_ATTACH": ATTACH_VARIANTS, "TCPCORE_TEST_TURN": str(case.turn)},
         folder=PROJECT,
         boot_arguments=case.boot_arguments,
     )

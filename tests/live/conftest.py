@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,18 +12,36 @@ import pytest
 
 from tests.live import harness
 
+VARIANTS = ("fentry", "kprobe", "tracepoint")
+
 # Variants that must work here, as in the virtual machines; without it, whatever the kernel takes.
 REQUIRED = os.environ.get("TCPCORE_TEST_ATTACH", "").split()
 
+# A number for each virtual machine, which decides the variant of each test in it: emulation is
+# slow, and among three machines every test has been through all variants. Without it: all of them.
+TURN = os.environ.get("TCPCORE_TEST_TURN", "")
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker("live")
-            # Hosts are shared, emulated processors stand still: the second attempt decides, and
-            # pytest's summary tells that there was one.
-            item.add_marker(pytest.mark.flaky(reruns=1))
+    live = [item for item in items if here in item.path.parents]
+    for item in live:
+        item.add_marker("live")
+        # Hosts are shared, emulated processors stand still: the second attempt decides, and
+        # pytest's summary tells that there was one.
+        item.add_marker(pytest.mark.flaky(reruns=1))
+    waiting = [item for item in live if not is_its_turn(item)]
+    config.hook.pytest_deselected(items=waiting)
+    items[:] = [item for item in items if item not in waiting]
+
+
+def is_its_turn(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    parameters: dict[str, object] = call.params if call else {}
+    if not TURN or "attach" not in parameters or item.get_closest_marker("each_variant"):
+        return True
+    name = zlib.crc32(item.nodeid.partition("[")[0].encode())
+    return parameters["attach"] == VARIANTS[(name + int(TURN)) % len(VARIANTS)]
 
 
 @cache
@@ -44,7 +63,7 @@ def bpf() -> None:
         pytest.skip(f"this host allows no BPF: {why}")
 
 
-@pytest.fixture(params=["fentry", "kprobe", "tracepoint"])
+@pytest.fixture(params=VARIANTS)
 def attach(request: pytest.FixtureRequest) -> str:
     """Each variant that works on this kernel, forced."""
     name: str = request.param

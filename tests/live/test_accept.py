@@ -136,6 +136,7 @@ def is_accepting(thread: threading.Thread) -> bool:
     return (task / "syscall").read_text().split()[0] in ("43", "288")
 
 
+@pytest.mark.each_variant
 @pytest.mark.parametrize("call", [accept, accept4])
 def test_a_thread_that_waited_already(attach: str, call: Accept) -> None:
     with harness.listener() as server:
@@ -235,6 +236,7 @@ def test_columns(style: list[str]) -> None:
     assert float(cells["WAIT(ms)"]) > 0
 
 
+@pytest.mark.each_variant
 def test_all_that_the_server_got(attach: str) -> None:
     """Every peer that accept() returned, by either call, once."""
     peers: Counter[tuple[str, int]] = Counter()

@@ -42,6 +42,7 @@ def libc(function: str, *arguments: object) -> int:
     return result
 
 
+@pytest.mark.each_variant
 def test_ok_and_refused(attach: str) -> None:
     closed = harness.refused_port()
     with tracer("connect", "--json", "--attach", attach) as running, harness.listener() as server:

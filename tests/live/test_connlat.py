@@ -24,6 +24,7 @@ def by_port(events: list[Event], port: int) -> list[Event]:
     return [e for e in events if e["rport"] == port]
 
 
+@pytest.mark.each_variant
 def test_ok_and_refused(attach: str) -> None:
     closed = harness.refused_port()
     with tracer("connlat", "--json", "--attach", attach) as running, harness.listener() as server:

@@ -1,23 +1,28 @@
-"""The common filters, on connlat and states: they keep what they name and nothing else."""
+"""The common filters: they keep what they name and nothing else."""
 
 from __future__ import annotations
 
 import csv
+import ctypes
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.live import harness
-from tests.live.harness import Event, Namespace, tracer
+from tests.live.harness import CLONE_NEWNS, Event, Namespace, Tracer, tracer
 
 Net = tuple[Namespace, Namespace]
+FEW = bool(os.environ.get("TCPCORE_TEST_ATTACH"))  # in an emulated machine
+CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000  # include/uapi/linux/sched.h
 CONNECT = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2]))).close()"
 
 
@@ -189,3 +194,268 @@ def test_an_odd_task_name() -> None:
 def connect_as(name: bytes, port: int) -> None:
     with harness.task_name(name):
         harness.connect("127.0.0.1", port).close()
+
+
+# What these show of a connection both of whose ends pass.
+EVENTS = {"connect": 1, "accept": 1, "tracer": 4, "life": 2}
+
+
+@contextmanager
+def meeting(client: tuple[str, int], server: tuple[str, int]) -> Iterator[None]:
+    """A connection between these two. It ends with a RST: the ports are free again at once."""
+    family = socket.AF_INET6 if ":" in client[0] else socket.AF_INET
+    with harness.listener(*server) as listening, socket.socket(family) as connecting:
+        connecting.bind(client)
+        connecting.connect(server)
+        with listening.accept()[0]:
+            try:
+                yield
+            finally:
+                harness.reset(connecting)
+
+
+def join(group: Path) -> None:
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def unshare(flags: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(flags) == 0, os.strerror(ctypes.get_errno())
+
+
+class Puppet:
+    """A process that waits to be told to act. pid: out here."""
+
+    def __init__(self, act: Callable[[], object], prepare: Callable[[], object]) -> None:
+        self._ours, self._theirs = socket.socketpair()  # tracers close sockets that they inherit
+        self._act, self._prepare = act, prepare
+        self._ours.settimeout(harness.PATIENCE)
+        self._parent = harness.fork(self._make)
+        self._theirs.close()
+        self.pid = int.from_bytes(self._ours.recv(4), "little")
+        assert self.pid, "it could not be prepared"
+
+    def _make(self) -> None:
+        """The process is a child of the one that is prepared: so it may get a pid namespace."""
+        self._ours.close()
+        self._prepare()
+        child = harness.fork(self._obey)
+        self._theirs.sendall(child.to_bytes(4, "little"))
+        self._theirs.close()
+        assert harness.reap(child) == 0
+
+    def _obey(self) -> None:
+        while self._theirs.recv(1):
+            self._act()
+            self._theirs.sendall(b"x")
+
+    def act(self) -> None:
+        """Returns when it is done."""
+        self._ours.sendall(b"x")
+        assert self._ours.recv(1), "it failed"
+
+    def end(self) -> None:
+        self._ours.close()
+        assert harness.reap(self._parent) == 0
+
+
+@contextmanager
+def puppet(
+    prepare: Callable[[], object], act: Callable[[], object] = harness.session
+) -> Iterator[Puppet]:
+    made = Puppet(act, prepare)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+CLIENT, SERVER, PORT = "127.0.0.2", "127.0.0.3", 3000
+MISFITS = (
+    *("lport", "pid", "uid", "comm", "family", "rport"),
+    *("laddr", "raddr", "netns", "cgroup", ""),
+)
+FIRST = 2000  # client's port, of the one whose local port does not fit; then those of the others
+FITTING = (
+    *("--uid", "65534", "--comm", "fitting", "-4"),
+    *("-L", f"{FIRST + 1}-{PORT}", "-D", f"{FIRST + 1}-{PORT}"),
+    *("--laddr", "127.0.0.2/31,::1", "--raddr", "127.0.0.2/31,::1"),
+)
+
+
+def fit(cgroup: Path, netns: Namespace) -> None:
+    """With an effective user 0, who may change all of it."""
+    join(cgroup)
+    os.setresuid(65534, 0, 0)
+    libc = ctypes.CDLL(None)
+    with Path("/run/netns", netns.name).open() as namespace:
+        assert libc.setns(namespace.fileno(), 0) == 0
+    libc.prctl(15, b"fitting")  # PR_SET_NAME
+
+
+def misfits(cgroups: tuple[Path, Path], elsewhere: Namespace) -> None:
+    """A connection for each filter that fails that one alone, and one that passes them all."""
+    inside, outside = cgroups
+
+    def meet(what: str, client: str = CLIENT, server: str = SERVER, port: int = PORT) -> None:
+        with meeting((client, FIRST + MISFITS.index(what)), (server, port)):
+            pass
+
+    assert harness.reap(harness.fork(lambda: meet("pid"))) == 0
+    os.setresuid(65533, 0, 0)
+    meet("uid")
+    os.setresuid(65534, 0, 0)
+    with harness.task_name(b"misfit"):
+        meet("comm")
+    meet("family", "::1", "::1")
+    meet("lport")
+    meet("rport", port=PORT + 1)
+    meet("laddr", client="127.0.0.4")
+    meet("raddr", server="127.0.0.4")
+    with elsewhere.entered():
+        meet("netns")
+    join(outside)
+    meet("cgroup")
+    join(inside)
+    meet("")
+
+
+@pytest.mark.parametrize("tool", EVENTS)
+def test_each_filter_alone_keeps_a_connection_out(tool: str, net: Net) -> None:
+    """Both ends of a connection fail, since ports and addresses are those of either."""
+    here, there = net
+    with (
+        harness.cgroup() as inside,
+        harness.cgroup() as outside,
+        puppet(lambda: fit(inside, here), lambda: misfits((inside, outside), there)) as made,
+    ):
+        whose = ("--pid", str(made.pid), "--netns", here.name, "--cgroup", str(inside))
+        with tracer(tool, "--json", *FITTING, *whose) as running:
+            made.act()
+            events = running.events()
+    clients = (min(e["lport"], e["rport"]) for e in events)
+    assert Counter(MISFITS[port - FIRST] for port in clients) == {"": EVENTS[tool]}
+    assert {(e["pid"], e["uid"], e["comm"]) for e in events} == {(made.pid, 65534, "fitting")}
+
+
+@pytest.mark.parametrize("tool", EVENTS)
+def test_netns_tells_equal_connections_apart(tool: str, net: Net) -> None:
+    """They exist at the same time."""
+    here, there = net
+    with tracer(tool, "--json", "--netns", here.name) as running:
+        with ExitStack() as stack:
+            for namespace in (there, here):
+                with namespace.entered():
+                    stack.enter_context(meeting(("127.0.0.1", 2000), ("127.0.0.1", PORT)))
+        events = running.events()
+    assert Counter(e["netns"] for e in events) == {here.inode: EVENTS[tool]}
+
+
+def contain(group: Path) -> None:
+    """What makes a container."""
+    join(group)
+    unshare(CLONE_NEWNS | CLONE_NEWNET)
+    harness.sh("ip link set lo up")
+    unshare(CLONE_NEWPID)
+
+
+@pytest.mark.parametrize("tool", EVENTS)
+def test_a_container(tool: str) -> None:
+    """However it is named: its connections are shown and none of the host's."""
+    with harness.cgroup() as group, puppet(lambda: contain(group)) as inside:
+        pid = str(inside.pid)
+        netns, pidns = (str(Path("/proc", pid, f"ns/{x}").stat().st_ino) for x in ("net", "pid"))
+        ways = [
+            ("--cgroup", str(group), "--netns", pid, "--pid", "1", "--pidns", pidns),
+            ("--netns", netns),
+            ("--pid", pid),
+        ][: 1 if FEW else None]
+        with ExitStack() as stack:
+            tracers = [stack.enter_context(tracer(tool, "--json", *way)) for way in ways]
+            inside.act()
+            harness.session()
+            seen = [
+                Counter((e["pid"], e["netns"], e["cgroup_id"]) for e in running.events())
+                for running in tracers
+            ]
+        whose = (inside.pid, int(netns), group.stat().st_ino)
+    assert dict(zip(ways, seen, strict=True)) == {way: {whose: EVENTS[tool]} for way in ways}
+
+
+@pytest.fixture
+def pins(tmp_path: Path) -> Iterator[Path]:
+    """A file system for pinned maps."""
+    harness.sh(f"mount -t bpf none '{tmp_path}'")
+    try:
+        yield tmp_path
+    finally:
+        harness.sh(f"umount '{tmp_path}'")
+
+
+class Pinned:
+    """A map of somebody else's."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path = str(path)
+        harness.sh(f"bpftool map create '{path}' type {what} entries 16 name x")
+
+    def _change(self, verb: str, key: int, more: str = "") -> None:
+        numbers = " ".join(map(str, key.to_bytes(8, sys.byteorder)))
+        harness.sh(f"bpftool map {verb} pinned '{self.path}' key {numbers} {more}")
+
+    def add(self, key: int, value: int) -> None:
+        """value: how many bytes of zeros."""
+        self._change("update", key, "value" + " 0" * value)
+
+    def remove(self, key: int) -> None:
+        self._change("delete", key)
+
+
+@pytest.mark.parametrize("tool", ["connect", "tracer"])
+def test_pinned_maps(tool: str, pins: Path) -> None:
+    """Whose key is in the map when the connection is made: at first and at last, nobody's."""
+    cgroups = Pinned(pins / "cgroups", "hash key 8 value 8")
+    mounts = Pinned(pins / "mounts", "hash key 8 value 4")
+    with (
+        harness.cgroup() as group,
+        puppet(lambda: join(group)) as grouped,
+        puppet(lambda: unshare(CLONE_NEWNS)) as mounted,
+        tracer(tool, "--json", "--cgroupmap", cgroups.path) as of_cgroup,
+        tracer(tool, "--json", "--mntnsmap", mounts.path) as of_mounts,
+    ):
+
+        def act() -> None:
+            grouped.act()
+            mounted.act()
+            harness.session()
+
+        cgroup = group.stat().st_ino
+        mount = Path("/proc", str(mounted.pid), "ns/mnt").stat().st_ino
+        act()
+        cgroups.add(cgroup, 8)
+        mounts.add(mount, 4)
+        act()
+        cgroups.remove(cgroup)
+        mounts.remove(mount)
+        act()
+        for running, wanted in ((of_cgroup, grouped), (of_mounts, mounted)):
+            assert Counter(e["pid"] for e in running.events()) == {wanted.pid: EVENTS[tool]}
+
+
+@pytest.mark.parametrize(
+    ("tool", "option", "what"),
+    [
+        ("connect", "--cgroupmap", ""),
+        ("connect", "--mntnsmap", "array key 4 value 8"),
+        ("tracer", "--cgroupmap", "hash key 4 value 8"),
+        ("tracer", "--mntnsmap", "percpu_hash key 8 value 4"),
+    ],
+)
+def test_no_such_map(tool: str, option: str, what: str, pins: Path) -> None:
+    path = pins / "map"
+    if what:
+        Pinned(path, what)
+    running = Tracer(tool, option, str(path))
+    assert running.wait() == 2
+    (line,) = running.errors()
+    assert line.startswith(f"tcpcore: {path}: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import re
 import socket
@@ -53,18 +54,27 @@ def server_first(client: socket.socket, accepted: socket.socket) -> None:
     close_in_order(accepted, client)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-@pytest.mark.parametrize("close", [close_in_order, server_first])
-@pytest.mark.parametrize(("up", "down"), [(0, 0), (1, 0), (0, 1), (100, MIB), (MIB, 7)])
-def test_bytes(attach: str, host: str, close: Act, up: int, down: int) -> None:
-    """What the applications counted, at both ends."""
+AMOUNTS = [(0, 0), (1, 0), (0, 1), (100, MIB), (MIB, 7)]
+
+
+@pytest.mark.each_variant
+def test_bytes(attach: str) -> None:
+    """What the applications counted, at both ends, whoever closes first."""
+    cases = list(itertools.product(AMOUNTS, ("127.0.0.1", "::1"), (close_in_order, server_first)))
+    ends = []
     with tracer("life", "--json", "--attach", attach) as running:
-        with harness.pair(host) as (client, accepted):
-            lport, port = ports(client)
-            exchange(client, accepted, up, down)
-            close(client, accepted)
-        one, two = sides(running.events(), lport, port)
+        for (up, down), host, close in cases:
+            with harness.pair(host) as (client, accepted):
+                ends.append(ports(client))
+                exchange(client, accepted, up, down)
+                close(client, accepted)
+        events = running.events()
     assert running.variant == attach
+    for ((up, down), host, _), (lport, port) in zip(cases, ends, strict=True):
+        check_session(*sides(events, lport, port), host, up, down)
+
+
+def check_session(one: Event, two: Event, host: str, up: int, down: int) -> None:
     assert (one["tx_bytes"], one["rx_bytes"]) == (up, down)
     assert (two["tx_bytes"], two["rx_bytes"]) == (down, up)
     assert (one["role"], two["role"]) == ("active", "passive")

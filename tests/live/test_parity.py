@@ -97,6 +97,7 @@ def their_states(rows: list[str]) -> Counter[StateRow]:
     return found
 
 
+@pytest.mark.each_variant
 def test_states(attach: str, tmp_path: Path) -> None:
     """Before Linux 6.x a new child has no peer yet when tcpstates sees it; we wait until it has."""
     with tracer("states", "--json", "--attach", attach) as running:
@@ -112,6 +113,7 @@ def test_states(attach: str, tmp_path: Path) -> None:
     assert +theirs - ours == Counter()
 
 
+@pytest.mark.each_variant
 def test_connlat(attach: str, tmp_path: Path) -> None:
     """The same connects, and latencies that agree: theirs ends at the segment's arrival, ours at
     the state change that it causes."""
@@ -137,6 +139,7 @@ def test_connlat(attach: str, tmp_path: Path) -> None:
 ConnectRow = tuple[int, str, str, int]
 
 
+@pytest.mark.each_variant
 def test_connect(attach: str, tmp_path: Path, net: Net) -> None:
     """tcpconnect tells no result, and misses connects that fail at once."""
     with tracer("connect", "--json", "--attach", attach) as running:
@@ -200,6 +203,7 @@ def their_tracer(rows: list[str]) -> Counter[TracerRow]:
     return found
 
 
+@pytest.mark.each_variant
 def test_tracer(attach: str, tmp_path: Path) -> None:
     """tcptracer misses v4-mapped connects, which it looks for under another address than it
     remembers, and sees the end of non-blocking connects that were refused: they began nothing."""
@@ -221,6 +225,7 @@ def test_tracer(attach: str, tmp_path: Path) -> None:
 LifeEnd = tuple[str, int, str, int]
 
 
+@pytest.mark.each_variant
 def test_life(attach: str, tmp_path: Path) -> None:
     """tcplife takes refused connects for sessions. Of a server that closes first it names whoever
     was on the CPU at the end. Its bytes hold SYN and FIN, its time not the handshake."""

@@ -289,6 +289,7 @@ def server_first(client: socket.socket, accepted: socket.socket) -> None:
 ENDINGS: list[Act] = [in_order, server_first, client_resets]
 
 
+@pytest.mark.each_variant
 def test_everything_that_begins_ends_once(attach: str) -> None:
     """Ports are used again: so per tuple, as many ends as beginnings."""
     closed = harness.refused_port()

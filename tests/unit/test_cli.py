@@ -162,3 +162,16 @@ def test_starting_a_tool_loads_nothing_heavy() -> None:
 def test_an_unknown_attribute_of_the_package() -> None:
     with pytest.raises(AttributeError):
         tcpcore.no_such_name  # noqa: B018
+
+
+def test_a_tools_own_name_for_an_option_wins() -> None:
+    """connect counts with --count; to stop after so many events is -n there."""
+    text = tcpcore_command("connect", "--help").stdout
+    assert re.search(r"-c, --count +Count per source", text)
+    assert re.search(r"-n N +Stop after N events", text)
+    text = tcpcore_command("accept", "--help").stdout
+    assert re.search(r"-n, --count N +Stop after N events", text)
+
+
+def test_names_and_counts_do_not_go_together() -> None:
+    assert "--count and --dns" in one_line(unprivileged("connect", "-c", "--dns"), 2)

@@ -25,8 +25,15 @@ COMMON = (
     "raddr", "rport",
 )  # fmt: skip
 OWN = {
+    "accept": {"wait_ns", "cgroup_id", "tid"},
+    "connect": {"duration_ns", "cgroup_id", "tid", "result", "query"},
     "connlat": {"latency_ns", "result"},
+    "life": {
+        *("duration_ns", "tx_bytes", "rx_bytes", "cgroup_id", "retransmits", "rtt_min_us"),
+        *("srtt_us", "role", "reason"),
+    },
     "states": {"skaddr", "oldstate", "newstate", "duration_ns"},
+    "tracer": {"cgroup_id", "tid", "action"},
 }
 
 NASTY = (
