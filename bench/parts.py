@@ -46,7 +46,7 @@ def storm(setting: Setting) -> Group:
     round; the events read and lost, and the tool's memory."""
     rounds = [(setting.storm.run(), setting.round()) for _ in range(setting.rounds)]
     free = [rate for rate, _ in rounds]
-    rows: dict[str, Row] = {"untraced": {"connections/s": Cell(free)}}
+    rows: dict[str, Row] = {"untraced": {"connections/s": Cell(free, spread=True)}}
     for tool in setting.tools:
         runs = [outcomes[tool] for _, outcomes in rounds]
         kept = [run.rate / rate for run, rate in zip(runs, free, strict=True)]

@@ -74,7 +74,8 @@ class Tool:
 
 
 # A connection is reset by both ends. The client's socket: CLOSE, SYN_SENT, ESTABLISHED, CLOSE. The
-# accepted one: LISTEN, SYN_RECV, ESTABLISHED, CLOSE, perhaps before it is accepted.
+# accepted one: LISTEN, SYN_RECV, ESTABLISHED, CLOSE, mostly before it is accepted. So states has
+# six rows, life one of each end, and tracer C, A and an X of each end.
 ALL = (
     Tool("connlat", events=1, kept=0.85),
     Tool("connect", events=1, kept=0.85),

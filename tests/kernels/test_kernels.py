@@ -21,8 +21,8 @@ from .images import SUITES, Unavailable, fetch
 PROJECT = Path(__file__).parents[2]
 TIME_LIMIT = 1200.0
 CONSOLE_TAIL = 60
-AT_ONCE = 2
-"""Emulated processors wait a lot: two machines take little longer than one."""
+AT_ONCE = 4
+"""Emulated processors wait a lot: more machines than processors take little longer than as many."""
 
 # A suite leaves the mirror when it grows old, and sid is not always whole.
 MAY_BE_MISSING = {"5.10", "newest"}

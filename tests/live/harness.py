@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import itertools
 import json
 import multiprocessing
@@ -21,8 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tcpcore import cli
+from tcpcore import cli, tools
 from tcpcore.filters import cgroup_root
+
+# Imported before the fork: in an emulated machine it takes a second.
+for _name in tools.names():
+    importlib.import_module(f"tcpcore.tools.{_name}")
 
 TCPCORE = [sys.executable, "-m", "tcpcore"]
 PATIENCE = 60.0  # seconds; an emulated machine is slow
