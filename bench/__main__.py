@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,6 +66,7 @@ def main() -> None:
     """Run the parts that are asked for."""
     arguments = _arguments()
     host.enter()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated"))  # not without clean-up
     try:
         with tempfile.TemporaryDirectory(prefix="tcpcore-bench-") as folder:
             print(_measure(arguments, Path(folder)), end="")

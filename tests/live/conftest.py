@@ -17,8 +17,8 @@ VARIANTS = ("fentry", "kprobe", "tracepoint")
 # Variants that must work here, as in the virtual machines; without it, whatever the kernel takes.
 REQUIRED = os.environ.get("TCPCORE_TEST_ATTACH", "").split()
 
-# A number for each virtual machine. Emulation is slow: a test is run there with one variant, another
-# one in the next machine, and a test without variants in every other machine. Without it, all are.
+# A number for each virtual machine. Emulation is slow: a test is run there with one variant, with
+# another in the next machine; one without variants in every other machine. Without it, all are.
 TURN = os.environ.get("TCPCORE_TEST_TURN", "")
 
 

@@ -328,9 +328,12 @@ def test_owner_is_the_connecting_task(attach: str) -> None:
 
 
 def flows(running: Tracer) -> list[Event]:
+    """What was counted. The kernel skips a program now and then while the tracer looks into a map
+    on that CPU; then another hook sees the connect."""
     assert running.stop() == 0, running.errors()
-    assert {r["type"] for r in running.records()} <= {"flow"}
-    return running.records()
+    lost = [r for r in running.records() if r["type"] == "lost"]
+    assert not any(r["ring"] or r["map"] for r in lost)
+    return [r for r in running.records() if r["type"] == "flow"]
 
 
 def test_count(attach: str) -> None:
