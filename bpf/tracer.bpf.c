@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/*
- * Connections that processes open, accept and close. What was opened or accepted is closed exactly
- * once; the owner's mark says how far a socket is.
- */
+/* Connections that processes open, accept and close: each beginning has one end. */
 #include "accepting.bpf.h"
 #include "output.bpf.h"
 #include "owners.bpf.h"
@@ -11,11 +8,26 @@
 
 EVENT(tracer_event);
 
-enum mark {
-	MARK_NONE,
-	MARK_OPEN,   /* its beginning was shown, its end is due */
-	MARK_CLOSED, /* its end was shown */
-};
+#define MARK_OPEN 1 /* of an owner: the beginning was shown, the end is due */
+
+/* Sockets whose end was shown. Whoever puts one in shows it: several CPUs may see an end at once. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64); /* struct sock * */
+	__type(value, __u8);
+} ended SEC(".maps");
+
+static __always_inline bool claim_end(struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+	__u8 value = 0;
+	long error = bpf_map_update_elem(&ended, &key, &value, BPF_NOEXIST);
+
+	if (error && error != -EEXIST)
+		lose_socket();
+	return !error;
+}
 
 static __always_inline void send(void *ctx, const struct conn *conn, const struct owner *owner,
 				 enum tracer_action action)
@@ -43,9 +55,12 @@ static __always_inline void send(void *ctx, const struct conn *conn, const struc
 static __always_inline void connecting(struct sock *sk, const struct conn *conn)
 {
 	struct owner *known = known_owner(sk), owner;
+	__u64 key = (__u64)sk;
 
-	if (known) /* the socket had a connection before */
-		known->mark = MARK_NONE;
+	/* The socket may have had a connection before. */
+	bpf_map_delete_elem(&ended, &key);
+	if (known)
+		known->mark = 0;
 	if (!own(&owner, known, sk, conn->netns, ROLE_ACTIVE))
 		lose_socket();
 }
@@ -75,7 +90,6 @@ static __always_inline void connected(void *ctx, struct sock *sk, int oldstate,
 static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct)
 {
 	struct owner *known = known_owner(sk), owner;
-	bool closed = known && known->mark == MARK_CLOSED;
 	struct conn conn;
 
 	if (!read_closed_conn(&conn, sk, direct))
@@ -87,8 +101,7 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 	if (!owner.wanted)
 		return;
 	known = known_owner(sk);
-	/* accept() as a system call is seen when it returns: the connection may be over by then. */
-	if (known && !closed)
+	if (known)
 		known->mark = MARK_OPEN;
 	send(ctx, &conn, &owner, ACTION_ACCEPT);
 }
@@ -111,21 +124,15 @@ static __always_inline void closing(void *ctx, struct sock *sk, int oldstate,
 				    const struct conn *conn, const bool direct)
 {
 	struct owner *known = known_owner(sk), owner;
-	__u64 key = (__u64)sk;
 
-	if (known && known->mark == MARK_CLOSED)
-		return;
 	/* Nobody ever had it: it waits to be accepted, or never was established. */
 	if (!known && (oldstate == TCP_SYN_RECV || !sk_read(sk, sk_socket, direct)))
 		return;
 	if (known && oldstate == TCP_SYN_RECV && known->mark != MARK_OPEN)
 		return;
 	find_owner(&owner, sk, conn->netns, direct);
-	if (!want_conn(conn) || !owner.wanted)
-		return;
-	send(ctx, conn, &owner, ACTION_CLOSE);
-	owner.mark = MARK_CLOSED;
-	bpf_map_update_elem(&owners, &key, &owner, BPF_ANY);
+	if (want_conn(conn) && owner.wanted && claim_end(sk))
+		send(ctx, conn, &owner, ACTION_CLOSE);
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
@@ -149,15 +156,15 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 /* A socket that was reset before its process accepted it closes without a change of state. */
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
 {
-	struct owner *known = known_owner(sk), owner;
+	struct owner *known = known_owner(sk);
+	__u64 key = (__u64)sk;
 	struct conn conn;
 
-	if (!known)
-		return;
-	owner = *known;
+	if (known && known->mark == MARK_OPEN && read_closed_conn(&conn, sk, direct) &&
+	    claim_end(sk))
+		send(ctx, &conn, known, ACTION_CLOSE);
+	bpf_map_delete_elem(&ended, &key);
 	disown(sk);
-	if (owner.mark == MARK_OPEN && read_closed_conn(&conn, sk, direct))
-		send(ctx, &conn, &owner, ACTION_CLOSE);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

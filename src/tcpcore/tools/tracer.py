@@ -65,7 +65,7 @@ TOOL = Tool(
         col.NETNS,
     ),
     variants=hooks.accepting(),
-    sockets=("owners",),
+    sockets=("owners", "ended"),
 )
 
 
