@@ -41,16 +41,8 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 	if (!owner.wanted)
 		return;
 	event.cgroup_id = owner.cgroup_id;
-	event.pid = owner.pid;
 	event.tid = owner.tid;
-	event.uid = owner.uid;
-	event.netns = conn.netns;
-	event.lport = conn.lport;
-	event.rport = conn.rport;
-	event.family = conn.family;
-	__builtin_memcpy(event.laddr, &conn.laddr, sizeof(event.laddr));
-	__builtin_memcpy(event.raddr, &conn.raddr, sizeof(event.raddr));
-	__builtin_memcpy(event.comm, owner.comm, sizeof(event.comm));
+	describe(&event, &conn, &owner);
 	emit(ctx, &event, sizeof(event));
 }
 

@@ -50,13 +50,7 @@ static __always_inline void finished(void *ctx, __u64 start_ns, int result, cons
 		.ts_ns = now,
 		.duration_ns = now - start_ns,
 		.cgroup_id = owner->cgroup_id,
-		.pid = owner->pid,
 		.tid = owner->tid,
-		.uid = owner->uid,
-		.netns = conn->netns,
-		.lport = conn->lport,
-		.rport = conn->rport,
-		.family = conn->family,
 		.result = result,
 	};
 
@@ -64,9 +58,7 @@ static __always_inline void finished(void *ctx, __u64 start_ns, int result, cons
 		count(result, conn);
 		return;
 	}
-	__builtin_memcpy(event.laddr, &conn->laddr, sizeof(event.laddr));
-	__builtin_memcpy(event.raddr, &conn->raddr, sizeof(event.raddr));
-	__builtin_memcpy(event.comm, owner->comm, sizeof(event.comm));
+	describe(&event, conn, owner);
 	emit(ctx, &event, sizeof(event));
 }
 

@@ -15,20 +15,12 @@ static __always_inline void finished(void *ctx, __u64 start_ns, int result, cons
 	struct connlat_event event = {
 		.ts_ns = now,
 		.latency_ns = now - start_ns,
-		.pid = owner->pid,
-		.uid = owner->uid,
-		.netns = conn->netns,
-		.lport = conn->lport,
-		.rport = conn->rport,
-		.family = conn->family,
 		.result = result,
 	};
 
 	if ((target_failed && !result) || event.latency_ns < targ_min_us * 1000)
 		return;
-	__builtin_memcpy(event.laddr, &conn->laddr, sizeof(event.laddr));
-	__builtin_memcpy(event.raddr, &conn->raddr, sizeof(event.raddr));
-	__builtin_memcpy(event.comm, owner->comm, sizeof(event.comm));
+	describe(&event, conn, owner);
 	emit(ctx, &event, sizeof(event));
 }
 

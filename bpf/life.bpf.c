@@ -87,21 +87,13 @@ static __always_inline void send(void *ctx, struct sock *sk, __u64 start_ns, __u
 	struct life_event event = {
 		.ts_ns = bpf_ktime_get_ns(),
 		.cgroup_id = owner->cgroup_id,
-		.pid = owner->pid,
-		.uid = owner->uid,
-		.netns = conn->netns,
-		.lport = conn->lport,
-		.rport = conn->rport,
-		.family = conn->family,
 		.role = owner->role,
 		.reason = why,
 	};
 
 	event.duration_ns = start_ns ? event.ts_ns - start_ns : UNKNOWN_NS;
 	count(&event, sk);
-	__builtin_memcpy(event.laddr, &conn->laddr, sizeof(event.laddr));
-	__builtin_memcpy(event.raddr, &conn->raddr, sizeof(event.raddr));
-	__builtin_memcpy(event.comm, owner->comm, sizeof(event.comm));
+	describe(&event, conn, owner);
 	emit(ctx, &event, sizeof(event));
 }
 

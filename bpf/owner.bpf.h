@@ -58,4 +58,18 @@ static __always_inline void unknown_owner(struct owner *owner, struct sock *sk, 
 	owner->wanted = want_unknown_task(owner->uid);
 }
 
+/* The fields that every event has, whatever its struct; ts_ns is the tool's. */
+#define describe(event, conn, owner)                                                               \
+	({                                                                                         \
+		(event)->pid = (owner)->pid;                                                       \
+		(event)->uid = (owner)->uid;                                                       \
+		(event)->netns = (conn)->netns;                                                    \
+		(event)->lport = (conn)->lport;                                                    \
+		(event)->rport = (conn)->rport;                                                    \
+		(event)->family = (conn)->family;                                                  \
+		__builtin_memcpy((event)->laddr, &(conn)->laddr, sizeof((event)->laddr));          \
+		__builtin_memcpy((event)->raddr, &(conn)->raddr, sizeof((event)->raddr));          \
+		__builtin_memcpy((event)->comm, (owner)->comm, sizeof((event)->comm));             \
+	})
+
 #endif /* TCPCORE_OWNER_BPF_H */

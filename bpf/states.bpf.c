@@ -48,19 +48,11 @@ static __always_inline void send(void *ctx, __u64 sk, __u64 ts_ns, __u64 duratio
 		.ts_ns = ts_ns,
 		.duration_ns = duration_ns,
 		.skaddr = sk,
-		.pid = owner->pid,
-		.uid = owner->uid,
-		.netns = conn->netns,
-		.lport = conn->lport,
-		.rport = conn->rport,
-		.family = conn->family,
 		.oldstate = oldstate,
 		.newstate = newstate,
 	};
 
-	__builtin_memcpy(event.laddr, &conn->laddr, sizeof(event.laddr));
-	__builtin_memcpy(event.raddr, &conn->raddr, sizeof(event.raddr));
-	__builtin_memcpy(event.comm, owner->comm, sizeof(event.comm));
+	describe(&event, conn, owner);
 	emit(ctx, &event, sizeof(event));
 }
 

@@ -35,19 +35,11 @@ static __always_inline void send(void *ctx, const struct conn *conn, const struc
 	struct tracer_event event = {
 		.ts_ns = bpf_ktime_get_ns(),
 		.cgroup_id = owner->cgroup_id,
-		.pid = owner->pid,
 		.tid = owner->tid,
-		.uid = owner->uid,
-		.netns = conn->netns,
-		.lport = conn->lport,
-		.rport = conn->rport,
-		.family = conn->family,
 		.action = action,
 	};
 
-	__builtin_memcpy(event.laddr, &conn->laddr, sizeof(event.laddr));
-	__builtin_memcpy(event.raddr, &conn->raddr, sizeof(event.raddr));
-	__builtin_memcpy(event.comm, owner->comm, sizeof(event.comm));
+	describe(&event, conn, owner);
 	emit(ctx, &event, sizeof(event));
 }
 

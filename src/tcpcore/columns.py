@@ -28,6 +28,20 @@ def port(title: str, field: str) -> Column:
     return Column(title, field, 5)
 
 
+# What --wide begins with: room for the whole name of a task.
+WIDE_OWNER = (pid(7), comm(16), IP)
+
+
+def local_remote(width: int) -> tuple[Column, ...]:
+    """Both ends with their ports, the local one first."""
+    return (
+        address("LADDR", "laddr", width),
+        port("LPORT", "lport"),
+        address("RADDR", "raddr", width),
+        port("RPORT", "rport"),
+    )
+
+
 def insert(columns: tuple[Column, ...], column: Column, before: str) -> tuple[Column, ...]:
     """The columns with one more, in front of that of a field."""
     at = next(i for i, one in enumerate(columns) if one.field == before)

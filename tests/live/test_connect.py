@@ -178,7 +178,9 @@ def bpf(command: int, attributes: bytes) -> int:
 def refuse_connects(group: Path, place: int) -> None:
     """Until the cgroup is gone."""
     # Before Linux 5.11 programs count as locked memory; libbpf raises the limit for itself.
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    with suppress(ValueError):  # later kernels need it not, and may not allow it
+        unlimited = resource.RLIM_INFINITY
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (unlimited, unlimited))
     code = ctypes.create_string_buffer(_REFUSE, len(_REFUSE))
     license = ctypes.create_string_buffer(b"GPL")
     where = [ctypes.addressof(x) for x in (code, license)]

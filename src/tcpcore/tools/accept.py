@@ -53,9 +53,7 @@ TOOL = Tool(
         _WAIT,
     ),
     wide=(
-        col.pid(7),
-        col.comm(16),
-        col.IP,
+        *col.WIDE_OWNER,
         col.address("RADDR", "raddr", 39),
         col.port("RPORT", "rport"),
         col.address("LADDR", "laddr", 39),

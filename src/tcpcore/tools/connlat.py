@@ -59,9 +59,7 @@ TOOL = Tool(
         *_END,
     ),
     wide=(
-        col.pid(7),
-        col.comm(16),
-        col.IP,
+        *col.WIDE_OWNER,
         col.address("SADDR", "laddr", 39),
         _LPORT,
         col.address("DADDR", "raddr", 39),

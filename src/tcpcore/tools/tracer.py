@@ -55,9 +55,7 @@ TOOL = Tool(
     ),
     wide=(
         _ACTION,
-        col.pid(7),
-        col.comm(16),
-        col.IP,
+        *col.WIDE_OWNER,
         col.address("SADDR", "laddr", 39),
         col.address("DADDR", "raddr", 39),
         *_PORTS,
