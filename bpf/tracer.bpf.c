@@ -22,7 +22,8 @@ static __always_inline bool claim_end(struct sock *sk)
 {
 	__u64 key = (__u64)sk;
 	__u8 value = 0;
-	long error = bpf_map_update_elem(&ended, &key, &value, BPF_NOEXIST);
+	/* An int: older kernels return one that is not extended to the helper's 64 bits. */
+	int error = bpf_map_update_elem(&ended, &key, &value, BPF_NOEXIST);
 
 	if (error && error != -EEXIST)
 		lose_socket();
@@ -123,8 +124,11 @@ static __always_inline void closing(void *ctx, struct sock *sk, int oldstate,
 	if (known && oldstate == TCP_SYN_RECV && known->mark != MARK_OPEN)
 		return;
 	find_owner(&owner, sk, conn->netns, direct);
-	if (want_conn(conn) && owner.wanted && claim_end(sk))
-		send(ctx, conn, &owner, ACTION_CLOSE);
+	if (!want_conn(conn) || !owner.wanted || !claim_end(sk))
+		return;
+	send(ctx, conn, &owner, ACTION_CLOSE);
+	if (known)
+		known->mark = 0;
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
