@@ -27,7 +27,9 @@ static __always_inline void disown(struct sock *sk)
 {
 	__u64 key = (__u64)sk;
 
-	bpf_map_delete_elem(&owners, &key);
+	/* Most sockets have no entry, and a look is cheaper than a try to delete. */
+	if (known_owner(sk))
+		bpf_map_delete_elem(&owners, &key);
 }
 
 /*

@@ -72,8 +72,10 @@ static __always_inline void forget(struct sock *sk)
 {
 	__u64 key = (__u64)sk;
 
-	bpf_map_delete_elem(&held, &key);
-	bpf_map_delete_elem(&sockets, &key);
+	if (bpf_map_lookup_elem(&held, &key))
+		bpf_map_delete_elem(&held, &key);
+	if (bpf_map_lookup_elem(&sockets, &key))
+		bpf_map_delete_elem(&sockets, &key);
 	disown(sk);
 }
 
@@ -136,7 +138,10 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 	struct owner owner;
 	struct conn conn;
 
-	if (read_closed_conn(&conn, sk, direct) && want_conn(&conn) &&
+	/* Of a closed one there is nothing more to tell. */
+	if (sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE)
+		return;
+	if (read_conn(&conn, sk, direct) && want_conn(&conn) &&
 	    !own(&owner, known_owner(sk), sk, conn.netns, ROLE_PASSIVE))
 		lose_socket();
 }

@@ -8,27 +8,11 @@
 
 EVENT(tracer_event);
 
-#define MARK_OPEN 1 /* of an owner: the beginning was shown, the end is due */
-
-/* Sockets whose end was shown. Whoever puts one in shows it: several CPUs may see an end at once. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__type(key, __u64); /* struct sock * */
-	__type(value, __u8);
-} ended SEC(".maps");
-
-static __always_inline bool claim_end(struct sock *sk)
-{
-	__u64 key = (__u64)sk;
-	__u8 value = 0;
-	/* An int: older kernels return one that is not extended to the helper's 64 bits. */
-	int error = bpf_map_update_elem(&ended, &key, &value, BPF_NOEXIST);
-
-	if (error && error != -EEXIST)
-		lose_socket();
-	return !error;
-}
+enum mark { /* of an owner */
+	    MARK_NONE,
+	    MARK_QUEUED, /* established, and nobody has accepted it */
+	    MARK_OPEN,	 /* its beginning was shown, its end is due */
+};
 
 static __always_inline void send(void *ctx, const struct conn *conn, const struct owner *owner,
 				 enum tracer_action action)
@@ -48,14 +32,28 @@ static __always_inline void send(void *ctx, const struct conn *conn, const struc
 static __always_inline void connecting(struct sock *sk, const struct conn *conn)
 {
 	struct owner *known = known_owner(sk), owner;
-	__u64 key = (__u64)sk;
 
-	/* The socket may have had a connection before. */
-	bpf_map_delete_elem(&ended, &key);
-	if (known)
-		known->mark = 0;
+	if (known) /* the socket had a connection before */
+		known->mark = MARK_NONE;
 	if (!own(&owner, known, sk, conn->netns, ROLE_ACTIVE))
 		lose_socket();
+}
+
+/*
+ * A child waits to be accepted. Its end may come first, or on another CPU meanwhile: as long as it
+ * is marked as queued, only its destruction shows it.
+ */
+static __always_inline void queued(struct sock *sk, const struct conn *conn, const bool direct)
+{
+	struct owner owner;
+	__u64 key = (__u64)sk;
+
+	if (!want_conn(conn))
+		return;
+	unknown_owner(&owner, sk, conn->netns, direct);
+	owner.role = ROLE_PASSIVE;
+	owner.mark = MARK_QUEUED;
+	remember(&owners, &key, &owner);
 }
 
 static __always_inline void connected(void *ctx, struct sock *sk, int oldstate,
@@ -63,7 +61,11 @@ static __always_inline void connected(void *ctx, struct sock *sk, int oldstate,
 {
 	struct owner *known = known_owner(sk), owner;
 
-	if (known ? known->role != ROLE_ACTIVE || known->mark : oldstate != TCP_SYN_SENT)
+	if (!known && oldstate == TCP_SYN_RECV) {
+		queued(sk, conn, direct);
+		return;
+	}
+	if (known && (known->role != ROLE_ACTIVE || known->mark))
 		return;
 	if (!want_conn(conn)) {
 		disown(sk);
@@ -91,12 +93,11 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 		return;
 	if (!own(&owner, known, sk, conn.netns, ROLE_PASSIVE))
 		lose_socket();
-	if (!owner.wanted)
-		return;
+	if (owner.wanted)
+		send(ctx, &conn, &owner, ACTION_ACCEPT);
 	known = known_owner(sk);
-	if (known)
-		known->mark = MARK_OPEN;
-	send(ctx, &conn, &owner, ACTION_ACCEPT);
+	if (known) /* after the event: the end comes later */
+		known->mark = owner.wanted ? MARK_OPEN : MARK_NONE;
 }
 
 /* RFC 9293, 3.10.4 and 3.10.7.4: each connection that was established makes one such change. */
@@ -121,14 +122,14 @@ static __always_inline void closing(void *ctx, struct sock *sk, int oldstate,
 	/* Nobody ever had it: it waits to be accepted, or never was established. */
 	if (!known && (oldstate == TCP_SYN_RECV || !sk_read(sk, sk_socket, direct)))
 		return;
-	if (known && oldstate == TCP_SYN_RECV && known->mark != MARK_OPEN)
+	if (known &&
+	    (known->mark == MARK_QUEUED || (oldstate == TCP_SYN_RECV && known->mark != MARK_OPEN)))
 		return;
 	find_owner(&owner, sk, conn->netns, direct);
-	if (!want_conn(conn) || !owner.wanted || !claim_end(sk))
-		return;
-	send(ctx, conn, &owner, ACTION_CLOSE);
 	if (known)
-		known->mark = 0;
+		known->mark = MARK_NONE;
+	if (want_conn(conn) && owner.wanted)
+		send(ctx, conn, &owner, ACTION_CLOSE);
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
@@ -153,13 +154,12 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
 {
 	struct owner *known = known_owner(sk);
-	__u64 key = (__u64)sk;
 	struct conn conn;
 
-	if (known && known->mark == MARK_OPEN && read_closed_conn(&conn, sk, direct) &&
-	    claim_end(sk))
+	if (!known)
+		return;
+	if (known->mark == MARK_OPEN && read_closed_conn(&conn, sk, direct))
 		send(ctx, &conn, known, ACTION_CLOSE);
-	bpf_map_delete_elem(&ended, &key);
 	disown(sk);
 }
 

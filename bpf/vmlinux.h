@@ -247,7 +247,6 @@ enum { /* include/net/tcp_states.h */
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 
 #define EINTR 4
-#define EEXIST 17
 #define EPIPE 32
 #define EADDRNOTAVAIL 99
 #define ECONNABORTED 103

@@ -27,8 +27,8 @@ class FakeBtf:
     def parameters(self, function: str) -> int | None:
         return self._functions.get(function)
 
-    def has_tracepoint(self, name: str) -> bool:
-        return True
+    def fentry_refusal(self, function: str) -> str | None:
+        return None
 
 
 @pytest.fixture
@@ -93,6 +93,16 @@ def test_a_missing_function_refuses(host: pytest.MonkeyPatch) -> None:
     found, refusals = choices((FENTRY, KPROBE))
     assert [choice.variant for choice in found] == [KPROBE]
     assert str(refusals[0]) == "fentry (fentry/f): no function f in kernel BTF"
+
+
+def test_a_function_that_takes_no_program_refuses(host: pytest.MonkeyPatch) -> None:
+    def refusal(self: FakeBtf, function: str) -> str:
+        return f"no program at {function}: forbidden"
+
+    host.setattr(FakeBtf, "fentry_refusal", refusal)
+    found, refusals = choices((FENTRY, KPROBE))
+    assert [choice.variant for choice in found] == [KPROBE]
+    assert str(refusals[0]) == "fentry (fentry/f): no program at f: forbidden"
 
 
 def test_another_number_of_parameters_refuses(host: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,21 @@ class TestRunOptions(ctypes.Structure):
     ]
 
 
+class LoadOptions(ctypes.Structure):
+    """struct bpf_prog_load_opts up to the last field that we set."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("attempts", c_int),
+        ("expected_attach_type", c_int),
+        ("prog_btf_fd", c_uint32),
+        ("prog_flags", c_uint32),
+        ("prog_ifindex", c_uint32),
+        ("kern_version", c_uint32),
+        ("attach_btf_id", c_uint32),
+    ]
+
+
 class PerfEventAttr(ctypes.Structure):
     """struct perf_event_attr, PERF_ATTR_SIZE_VER5 (112 bytes), perf_event_open(2)."""
 
@@ -126,6 +141,11 @@ SIGNATURES: dict[str, tuple[list[Any], Any, Callable[..., Any] | None]] = {
     "bpf_obj_get": ([c_char_p], c_int, negative),
     "bpf_obj_get_info_by_fd": ([c_int, c_void_p, POINTER(c_uint32)], c_int, negative),
     "bpf_prog_test_run_opts": ([c_int, POINTER(TestRunOptions)], c_int, negative),
+    "bpf_prog_load": (
+        [c_int, c_char_p, c_char_p, c_void_p, c_size_t, c_void_p],
+        c_int,
+        negative,
+    ),
     "btf__load_vmlinux_btf": ([], c_void_p, null),
     "btf__find_by_name_kind": ([c_void_p, c_char_p, c_uint32], c_int, negative),
     "btf__type_by_id": ([c_void_p, c_uint32], POINTER(BtfType), None),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import struct
 from functools import cache
 from pathlib import Path
 
 from tcpcore.errors import LibbpfError
+from tcpcore.loader import ffi
 from tcpcore.loader.ffi import libbpf
 
 VMLINUX_BTF = Path("/sys/kernel/btf/vmlinux")
@@ -16,6 +20,9 @@ TRACEFS_KPROBES = (
 )
 
 _BTF_KIND_FUNC = 12
+# include/uapi/linux/bpf.h; r0 = 0; exit
+_PROG_TYPE_TRACING, _TRACE_FENTRY = 26, 24
+_RETURN_0 = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)
 _CAPABILITIES = {"CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 
 
@@ -25,20 +32,50 @@ class Btf:
     def __init__(self) -> None:
         self._btf = libbpf().btf__load_vmlinux_btf()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_btf"):
+            libbpf().btf__free(self._btf)
+
     def parameters(self, function: str) -> int | None:
         """How many parameters the kernel function has; None if there is no such function."""
         try:
-            found = libbpf().btf__find_by_name_kind(self._btf, function.encode(), _BTF_KIND_FUNC)
+            found = self._function(function)
         except LibbpfError:
             return None
         prototype = libbpf().btf__type_by_id(self._btf, found).contents.type
         return int(libbpf().btf__type_by_id(self._btf, prototype).contents.info & 0xFFFF)
+
+    def fentry_refusal(self, function: str) -> str | None:
+        """Why the kernel takes no fentry or fexit program at a function; None if it does.
+
+        It is asked to load one of two instructions: a whole object takes 20 ms to be refused.
+        """
+        options = ffi.LoadOptions(
+            sz=ctypes.sizeof(ffi.LoadOptions),
+            expected_attach_type=_TRACE_FENTRY,
+            attach_btf_id=self._function(function),
+        )
+        arguments = (_RETURN_0, len(_RETURN_0) // 8, ctypes.byref(options))
+        try:
+            os.close(libbpf().bpf_prog_load(_PROG_TYPE_TRACING, b"probe", b"GPL", *arguments))
+        except LibbpfError as e:
+            return f"no program at {function}: {e}"
+        return None
+
+    def _function(self, name: str) -> int:
+        found: int = libbpf().btf__find_by_name_kind(self._btf, name.encode(), _BTF_KIND_FUNC)
+        return found
 
 
 @cache
 def btf() -> Btf | None:
     """The running kernel's BTF, read once; None where the kernel carries none."""
     return Btf() if VMLINUX_BTF.exists() else None
+
+
+def forget() -> None:
+    """Give back the BTF's memory, several MB; it is read again when it is asked."""
+    btf.cache_clear()
 
 
 def has_kprobes() -> bool:
@@ -66,7 +103,7 @@ def cannot(section: str, parameters: int | None = None) -> str | None:
         return f"no function {target} in kernel BTF"
     if parameters is not None and count != parameters:
         return f"{target} has {count} parameters, not {parameters}"
-    return None
+    return types.fentry_refusal(target)
 
 
 def missing_capabilities() -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tcpcore.errors import LibbpfError, TcpcoreError, UsageError
-from tcpcore.loader import ffi
+from tcpcore.loader import ffi, kernel
 from tcpcore.loader.elf import ObjectFile
 from tcpcore.loader.ffi import libbpf
 from tcpcore.loader.map import Map
@@ -185,6 +185,7 @@ def _bring_up(
     settings: Settings,
     refusals: tuple[Refusal, ...],
 ) -> Attached:
+    kernel.forget()  # libbpf reads it for itself
     ffi.log.clear()
     handle = _open(stack, file.path, settings.btf)
     programs = _select_programs(handle, choice)
