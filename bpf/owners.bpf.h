@@ -46,7 +46,7 @@ static __always_inline bool own(struct owner *owner, struct owner *known, struct
 	if (known)
 		*owner = *known;
 	/* Kernel threads close files for others (a unix socket's queue), and are none. */
-	if (!owner->pid || !is_kernel_thread())
+	if (!owner->pid || owner->pid == bpf_get_current_pid_tgid() >> 32 || !is_kernel_thread())
 		current_owner(owner, netns);
 	if (role)
 		owner->role = role;

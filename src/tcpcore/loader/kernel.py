@@ -32,9 +32,8 @@ class Btf:
     def __init__(self) -> None:
         self._btf = libbpf().btf__load_vmlinux_btf()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_btf"):
-            libbpf().btf__free(self._btf)
+    def close(self) -> None:
+        libbpf().btf__free(self._btf)
 
     def parameters(self, function: str) -> int | None:
         """How many parameters the kernel function has; None if there is no such function."""
@@ -68,14 +67,20 @@ class Btf:
 
 
 @cache
+def _read() -> Btf:
+    return Btf()
+
+
 def btf() -> Btf | None:
     """The running kernel's BTF, read once; None where the kernel carries none."""
-    return Btf() if VMLINUX_BTF.exists() else None
+    return _read() if VMLINUX_BTF.exists() else None
 
 
 def forget() -> None:
     """Give back the BTF's memory, several MB; it is read again when it is asked."""
-    btf.cache_clear()
+    if _read.cache_info().currsize:
+        _read().close()
+    _read.cache_clear()
 
 
 def has_kprobes() -> bool:
