@@ -128,15 +128,7 @@ static __always_inline void established(struct sock *sk, int oldstate, const str
 
 static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct)
 {
-	struct owner owner;
-	struct conn conn;
-
-	/* Of a closed one there is nothing more to tell. */
-	if (sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE)
-		return;
-	if (read_conn(&conn, sk, direct) && want_conn(&conn) &&
-	    !own(&owner, known_owner(sk), sk, conn.netns, ROLE_PASSIVE))
-		lose_socket();
+	own_accepted(sk, direct);
 }
 
 static __always_inline bool was_established(int state)

@@ -71,4 +71,18 @@ static __always_inline void find_owner(struct owner *owner, struct sock *sk, __u
 		unknown_owner(owner, sk, netns, direct);
 }
 
+/* For tools that want no more of accept() than the owner. */
+static __always_inline void own_accepted(struct sock *sk, const bool direct)
+{
+	struct owner owner;
+	struct conn conn;
+
+	/* Of a closed one there is nothing more to tell. */
+	if (sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE)
+		return;
+	if (read_conn(&conn, sk, direct) && want_conn(&conn) &&
+	    !own(&owner, known_owner(sk), sk, conn.netns, ROLE_PASSIVE))
+		lose_socket();
+}
+
 #endif /* TCPCORE_OWNERS_BPF_H */

@@ -43,17 +43,14 @@ static __always_inline void connecting(struct sock *sk, const struct conn *conn)
  * A child waits to be accepted. Its end may come first, or on another CPU meanwhile: as long as it
  * is marked as queued, only its destruction shows it.
  */
-static __always_inline void queued(struct sock *sk, const struct conn *conn, const bool direct)
+static __always_inline void queued(struct sock *sk, const struct conn *conn)
 {
-	struct owner owner;
+	/* Nobody's, so nobody's that is wanted: its user is the listener's until it is accepted. */
+	struct owner owner = {.role = ROLE_PASSIVE, .mark = MARK_QUEUED};
 	__u64 key = (__u64)sk;
 
-	if (!want_conn(conn))
-		return;
-	unknown_owner(&owner, sk, conn->netns, direct);
-	owner.role = ROLE_PASSIVE;
-	owner.mark = MARK_QUEUED;
-	remember(&owners, &key, &owner);
+	if (want_conn(conn))
+		remember(&owners, &key, &owner);
 }
 
 static __always_inline void connected(void *ctx, struct sock *sk, int oldstate,
@@ -62,7 +59,7 @@ static __always_inline void connected(void *ctx, struct sock *sk, int oldstate,
 	struct owner *known = known_owner(sk), owner;
 
 	if (!known && oldstate == TCP_SYN_RECV) {
-		queued(sk, conn, direct);
+		queued(sk, conn);
 		return;
 	}
 	if (known && (known->role != ROLE_ACTIVE || known->mark))
@@ -87,9 +84,7 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 	struct owner *known = known_owner(sk), owner;
 	struct conn conn;
 
-	if (!read_closed_conn(&conn, sk, direct))
-		return;
-	if (!want_conn(&conn))
+	if (!read_closed_conn(&conn, sk, direct) || !want_conn(&conn))
 		return;
 	if (!own(&owner, known, sk, conn.netns, ROLE_PASSIVE))
 		lose_socket();

@@ -259,6 +259,24 @@ def test_a_socket_that_connects_twice(attach: str) -> None:
         assert ends(events, lport, port) == tuple(ours(*side * times) for side in whole)
 
 
+def test_uid_is_that_of_the_accepting_task(attach: str) -> None:
+    """A queued connection still has the user of its listener, who does not accept it here."""
+
+    def serve() -> None:
+        os.setuid(65534)
+        server.accept()[0].close()
+
+    arguments = ("--json", "--attach", attach, "-u", "0")
+    with harness.listener() as server, tracer("tracer", *arguments) as running:
+        child = harness.fork(serve)
+        client = harness.connect(*server.getsockname())
+        lport, port = ports(client)
+        assert client.recv(1) == b"" and harness.reap(child) == 0
+        client.close()
+        events = running.events()
+    assert ends(events, lport, port) == (ours("connect", "close"), [])
+
+
 def test_older_than_the_trace(attach: str) -> None:
     with harness.pair() as (client, accepted):
         lport, port = ports(client)

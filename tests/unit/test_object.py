@@ -202,7 +202,7 @@ class FakeLinks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[tuple[Any, ...]] = []
-        self.library = SimpleNamespace(
+        self.libbpf = SimpleNamespace(
             bpf_program__attach=lambda program: self._note(program + 100, "attach", program),
             bpf_program__attach_perf_event=lambda program, fd: self._note(
                 program + 100, "attach_perf_event", program
@@ -212,7 +212,7 @@ class FakeLinks:
             bpf_iter_create=self._iterator,
         )
         self.output: list[bytes | OSError] = []
-        monkeypatch.setattr(loader, "libbpf", lambda: self.library)
+        monkeypatch.setattr(loader, "libbpf", lambda: self.libbpf)
         monkeypatch.setattr(loader, "tracepoint_id", lambda group, name: len(group + name))
         monkeypatch.setattr(ffi, "open_tracepoint", self._open)
 
@@ -263,7 +263,7 @@ def test_a_classic_tracepoint_goes_through_a_perf_event(links: FakeLinks) -> Non
 
 
 def test_a_perf_event_that_takes_no_program_is_closed(links: FakeLinks) -> None:
-    links.library.bpf_program__attach_perf_event = fails("attach_perf_event", errno.EINVAL)
+    links.libbpf.bpf_program__attach_perf_event = fails("attach_perf_event", errno.EINVAL)
     with pytest.raises(LibbpfError), ExitStack() as stack:
         loader._attach(stack, "tp/group/name", 7)
     assert links.events == [("open", 9)]
@@ -271,7 +271,7 @@ def test_a_perf_event_that_takes_no_program_is_closed(links: FakeLinks) -> None:
 
 
 def test_an_optional_hook_that_fails_is_told(links: FakeLinks) -> None:
-    links.library.bpf_program__attach = fails("bpf_program__attach", errno.EBUSY)
+    links.libbpf.bpf_program__attach = fails("bpf_program__attach", errno.EBUSY)
     with ExitStack() as stack:
         told = loader._attach_optional(stack, "kprobe/f", 1)
         assert loader._attach_optional(stack, "tp/group/name", 2) is None
