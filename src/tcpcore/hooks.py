@@ -13,7 +13,7 @@ _CONNECT_CALLS = ("tp/syscalls/sys_enter_connect", "tp/syscalls/sys_exit_connect
 _EARLY = ("security_socket_connect", "tcp_v4_pre_connect", "tcp_v6_pre_connect")
 
 
-def connecting(called: tuple[str, ...] = ()) -> tuple[Variant, ...]:
+def connecting() -> tuple[Variant, ...]:
     """Of connecting.bpf.h. The end of a connect is the state change everywhere: it knows the
     result. Hooks on connect() see its start, and the errors it returns at once."""
     fentry = Variant(
@@ -23,7 +23,6 @@ def connecting(called: tuple[str, ...] = ()) -> tuple[Variant, ...]:
             *("fentry/tcp_v6_connect", "fexit/tcp_v6_connect"),
             *(f"fexit/{function}" for function in _EARLY),
         ),
-        called=called,
         parameters=dict.fromkeys(("tcp_v4_connect", "tcp_v6_connect", *_EARLY), 3),
         rodata={"connect_is_hooked": True},
     )
@@ -34,28 +33,27 @@ def connecting(called: tuple[str, ...] = ()) -> tuple[Variant, ...]:
             *("kprobe/tcp_v6_connect", "kretprobe/tcp_v6_connect"),
             *(f"{kind}/{function}" for function in _EARLY for kind in ("kprobe", "kretprobe")),
         ),
-        called=called,
         rodata={"connect_is_hooked": True},
     )
     hooked = {"connect_is_hooked": True}
     return (
         fentry,
         kprobe,
-        Variant("tracepoint", (*_CONNECT_CALLS, *_STATE_BTF), called=called, rodata=hooked),
-        Variant("tracepoint", (*_CONNECT_CALLS, *_STATE_RAW), called=called, rodata=hooked),
+        Variant("tracepoint", (*_CONNECT_CALLS, *_STATE_BTF), rodata=hooked),
+        Variant("tracepoint", (*_CONNECT_CALLS, *_STATE_RAW), rodata=hooked),
         # Without hooks on connect() it begins with SYN_SENT: earlier errors are not seen.
-        Variant("tracepoint", _STATE_BTF, called=called),
-        Variant("tracepoint", _STATE_RAW, called=called),
+        Variant("tracepoint", _STATE_BTF),
+        Variant("tracepoint", _STATE_RAW),
     )
 
 
-def accepting(called: tuple[str, ...] = (), needed: bool = True) -> tuple[Variant, ...]:
+def accepting(needed: bool = True) -> tuple[Variant, ...]:
     """Of accepting.bpf.h, and state changes. needed: the tool is nothing without accept()."""
     calls = _ACCEPT_CALLS if needed else ()
     optional = () if needed else _ACCEPT_CALLS
     return (
-        Variant("fentry", (*_STATE_BTF, "fentry/security_sock_graft"), called=called),
-        Variant("kprobe", (*_STATE_RAW, "kprobe/security_sock_graft"), called=called),
-        Variant("tracepoint", (*_STATE_BTF, *calls), optional=optional, called=called),
-        Variant("tracepoint", (*_STATE_RAW, *calls), optional=optional, called=called),
+        Variant("fentry", (*_STATE_BTF, "fentry/security_sock_graft")),
+        Variant("kprobe", (*_STATE_RAW, "kprobe/security_sock_graft")),
+        Variant("tracepoint", (*_STATE_BTF, *calls), optional=optional),
+        Variant("tracepoint", (*_STATE_RAW, *calls), optional=optional),
     )

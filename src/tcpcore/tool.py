@@ -71,3 +71,9 @@ class Tool:
     pending: Sweep | None = None
     seed: str | None = None
     derive: Callable[[], AbstractContextManager[Derive]] | None = None
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """The programs that user space runs, by section."""
+        sections = [rows.section for rows in (self.held, self.pending) if rows]
+        return (*sections, *([self.seed] if self.seed else []))

@@ -147,6 +147,7 @@ def opened(tool: Tool, filters: Filters, machinery: Machinery) -> Iterator[Trace
             rodata={**filters.rodata(), **tool.rodata},
             map_entries=dict.fromkeys(tool.sockets, machinery.map_size),
             map_values={"target_cgroups": cgroups},
+            called=tool.called,
             attach=machinery.attach,
             btf=machinery.btf,
             pins=filters.pins(),

@@ -247,7 +247,7 @@ def links(monkeypatch: pytest.MonkeyPatch) -> FakeLinks:
 def test_libbpf_attaches_what_is_no_classic_tracepoint(links: FakeLinks) -> None:
     with ExitStack() as stack:
         for program, section in enumerate(("tp_btf/t", "raw_tp/t", "kprobe/f")):
-            loader._attach(stack, section, program)
+            loader._attach(stack, section, [program])
     assert links.events == [
         ("attach", 0), ("attach", 1), ("attach", 2),
         ("destroy", 102), ("destroy", 101), ("destroy", 100),
@@ -256,7 +256,7 @@ def test_libbpf_attaches_what_is_no_classic_tracepoint(links: FakeLinks) -> None
 
 def test_a_classic_tracepoint_goes_through_a_perf_event(links: FakeLinks) -> None:
     with ExitStack() as stack:
-        loader._attach(stack, "tp/group/name", 7)
+        loader._attach(stack, "tp/group/name", [7])
         assert links.events == [("open", 9), ("attach_perf_event", 7)]
         os.close(links.fd)  # as the link does, whose it is now; a second close would raise
     assert links.events[2:] == [("destroy", 107)]
@@ -265,7 +265,7 @@ def test_a_classic_tracepoint_goes_through_a_perf_event(links: FakeLinks) -> Non
 def test_a_perf_event_that_takes_no_program_is_closed(links: FakeLinks) -> None:
     links.libbpf.bpf_program__attach_perf_event = fails("attach_perf_event", errno.EINVAL)
     with pytest.raises(LibbpfError), ExitStack() as stack:
-        loader._attach(stack, "tp/group/name", 7)
+        loader._attach(stack, "tp/group/name", [7])
     assert links.events == [("open", 9)]
     assert not links.is_open()
 
@@ -273,8 +273,8 @@ def test_a_perf_event_that_takes_no_program_is_closed(links: FakeLinks) -> None:
 def test_an_optional_hook_that_fails_is_told(links: FakeLinks) -> None:
     links.libbpf.bpf_program__attach = fails("bpf_program__attach", errno.EBUSY)
     with ExitStack() as stack:
-        told = loader._attach_optional(stack, "kprobe/f", 1)
-        assert loader._attach_optional(stack, "tp/group/name", 2) is None
+        told = loader._attach_optional(stack, "kprobe/f", [1])
+        assert loader._attach_optional(stack, "tp/group/name", [2]) is None
         os.close(links.fd)
     assert told == "kprobe/f: bpf_program__attach: Device or resource busy"
     assert links.events[-1] == ("destroy", 102)
@@ -282,7 +282,7 @@ def test_an_optional_hook_that_fails_is_told(links: FakeLinks) -> None:
 
 def program(links: FakeLinks) -> loader.Attached:
     nothing: Any = None
-    return loader.Attached(nothing, nothing, (), (), {}, loader._Maps(), {"iter/task_file": 7})
+    return loader.Attached(nothing, nothing, (), (), {}, loader._Maps(), {"iter/task_file": [7]})
 
 
 def test_an_iterator_is_read_to_its_end(links: FakeLinks, monkeypatch: pytest.MonkeyPatch) -> None:

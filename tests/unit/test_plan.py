@@ -132,7 +132,7 @@ def test_an_optional_hook_does_not_refuse(
 def test_nothing_speaks_against_a_classic_tracepoint(host: pytest.MonkeyPatch) -> None:
     """Only tracefs knows them: the attach asks it."""
     without_btf(host)
-    classic = Variant("tracepoint", ("tp/syscalls/sys_exit_accept4",), called=("iter/task_file",))
+    classic = Variant("tracepoint", ("tp/syscalls/sys_exit_accept4",))
     found, refusals = choices((classic,))
     assert (found[0].attach, refusals) == (classic.sections, [])
 

@@ -40,8 +40,8 @@ class ObjectFile:
         return _parse(self.path)
 
     @property
-    def programs(self) -> dict[str, str]:
-        """Section name to C function name."""
+    def programs(self) -> dict[str, list[str]]:
+        """Section name to the names of the C functions in it."""
         return self._contents.programs
 
     def variables(self, section: str) -> dict[str, Symbol]:
@@ -59,7 +59,7 @@ Variables = dict[str, dict[str, tuple[int, int]]]
 
 class _Contents(NamedTuple):
     variables: Variables
-    programs: dict[str, str]
+    programs: dict[str, list[str]]
     btf: bytes
 
 
@@ -84,7 +84,7 @@ def _parse(path: Path) -> _Contents:
                     place = (symbol["st_value"], symbol["st_size"])
                     contents.variables.setdefault(where, {})[symbol.name] = place
                 elif kind == "STT_FUNC" and where != ".text":
-                    contents.programs[where] = symbol.name
+                    contents.programs.setdefault(where, []).append(symbol.name)
     return contents
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from tcpcore.errors import LibbpfError, TcpcoreError, UsageError
@@ -38,6 +39,7 @@ class Settings:
     pins: paths of pinned hash maps that take the place of the object's own, by the own one's name.
         Keys must have the same size; the values' size is theirs.
     rings: bytes per CPU of the perf buffer to open before the attach, by the name of its map.
+    called: sections to load and not to attach: user space runs them (Attached.call and .iterate).
     attach: force the variants of this name. btf: path of BTF to relocate against.
     """
 
@@ -46,8 +48,13 @@ class Settings:
     map_values: Mapping[str, Mapping[bytes, bytes]] = field(default_factory=dict)
     pins: Mapping[str, Path] = field(default_factory=dict)
     rings: Mapping[str, int] = field(default_factory=dict)
+    called: tuple[str, ...] = ()
     attach: str | None = None
     btf: Path | None = None
+
+
+Programs = Mapping[str, Sequence[int]]
+"""libbpf's handles of the loaded programs, by section: several functions may share one."""
 
 
 class _Maps(dict[str, int]):
@@ -91,7 +98,7 @@ class Attached:
     absent: tuple[str, ...]
     rings: Mapping[str, PerfBuffer]
     _maps: _Maps
-    _programs: Mapping[str, int]
+    _programs: Programs
 
     def map(self, name: str) -> Map:
         """A map by its name in the object, pinned or not."""
@@ -105,7 +112,7 @@ class Attached:
 
     def missed(self) -> int:
         """Events that the kernel did not show because a program was running on the CPU already."""
-        return sum(self._info(program).recursion_misses for program in self._programs.values())
+        return sum(self._info(one).recursion_misses for one in chain(*self._programs.values()))
 
     def _info(self, program: int) -> _ProgramInfo:
         info = _ProgramInfo()
@@ -120,7 +127,8 @@ class Attached:
             ctx_in=ctypes.addressof(context),
             ctx_size_in=ctypes.sizeof(context),
         )
-        program = libbpf().bpf_program__fd(self._programs[section])
+        (called,) = self._programs[section]
+        program = libbpf().bpf_program__fd(called)
         libbpf().bpf_prog_test_run_opts(program, ctypes.byref(options))
 
     def iterate(self, section: str) -> None:
@@ -128,8 +136,9 @@ class Attached:
 
         Raises LibbpfError.
         """
+        (iterator,) = self._programs[section]
         with ExitStack() as stack:
-            link = libbpf().bpf_program__attach(self._programs[section])
+            link = libbpf().bpf_program__attach(iterator)
             stack.callback(libbpf().bpf_link__destroy, link)
             fd = libbpf().bpf_iter_create(libbpf().bpf_link__fd(link))
             stack.callback(os.close, fd)
@@ -188,7 +197,7 @@ def _bring_up(
     kernel.forget()  # libbpf reads it for itself
     ffi.log.clear()
     handle = _open(stack, file.path, settings.btf)
-    programs = _select_programs(handle, choice)
+    programs = _select_programs(handle, choice, settings.called)
     maps = _find_maps(handle, file)
     _write_rodata(handle, file, {**settings.rodata, **choice.variant.rodata})
     for name, entries in settings.map_entries.items():
@@ -266,16 +275,16 @@ def _open(stack: ExitStack, path: Path, btf: Path | None) -> int:
     return handle
 
 
-def _select_programs(handle: int, choice: Choice) -> dict[str, int]:
+def _select_programs(handle: int, choice: Choice, called: Sequence[str]) -> Programs:
     """Load the variant's programs only: the others' relocations are never resolved."""
-    wanted = {*choice.attach, *choice.optional, *choice.variant.called}
-    programs: dict[str, int] = {}
+    wanted = {*choice.attach, *choice.optional, *called}
+    programs: dict[str, list[int]] = {}
     program = libbpf().bpf_object__next_program(handle, None)
     while program:
         section = libbpf().bpf_program__section_name(program).decode()
         libbpf().bpf_program__set_autoload(program, section in wanted)
         if section in wanted:
-            programs[section] = program
+            programs.setdefault(section, []).append(program)
         program = libbpf().bpf_object__next_program(handle, program)
     absent = wanted - programs.keys()
     if absent:
@@ -283,10 +292,12 @@ def _select_programs(handle: int, choice: Choice) -> dict[str, int]:
     return programs
 
 
-def _attach(stack: ExitStack, section: str, program: int) -> None:
+def _attach(stack: ExitStack, section: str, programs: Sequence[int]) -> None:
     kind, _, target = section.partition("/")
-    link = _attach_tp(program, target) if kind == "tp" else libbpf().bpf_program__attach(program)
-    stack.callback(libbpf().bpf_link__destroy, link)
+    for program in programs:
+        is_tp = kind == "tp"
+        link = _attach_tp(program, target) if is_tp else libbpf().bpf_program__attach(program)
+        stack.callback(libbpf().bpf_link__destroy, link)
 
 
 def _attach_tp(program: int, tracepoint: str) -> int:
@@ -300,11 +311,11 @@ def _attach_tp(program: int, tracepoint: str) -> int:
     return link
 
 
-def _attach_optional(stack: ExitStack, section: str, program: int) -> str | None:
+def _attach_optional(stack: ExitStack, section: str, programs: Sequence[int]) -> str | None:
     """Why the kernel does not take it; None if it did."""
     ffi.log.clear()
     try:
-        _attach(stack, section, program)
+        _attach(stack, section, programs)
     except LibbpfError as e:
         return f"{section}: {e}"
     return None

@@ -17,7 +17,6 @@ class Variant:
     name: what --attach calls it; two variants may share one.
     sections: attached, each must attach.
     optional: attached where the kernel lets them: hooks of an absent protocol family.
-    called: loaded and not attached: user space runs them (Attached.call, Attached.iterate).
     parameters: how many parameters a kernel function must have, where a program counts on it.
     rodata: tells the programs which variant they serve.
     """
@@ -25,7 +24,6 @@ class Variant:
     name: str
     sections: tuple[str, ...]
     optional: tuple[str, ...] = ()
-    called: tuple[str, ...] = ()
     parameters: Mapping[str, int] = field(default_factory=dict)
     rodata: Mapping[str, int] = field(default_factory=dict)
 

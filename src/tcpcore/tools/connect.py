@@ -85,7 +85,7 @@ TOOL = Tool(
         col.UID,
         col.NETNS,
     ),
-    variants=hooks.connecting(called=("raw_tp",)),
+    variants=hooks.connecting(),
     sockets=("starts", "owners", "flows"),
     pending=Sweep(map="starts", section="raw_tp"),
     derive=_no_names,

@@ -73,7 +73,7 @@ TOOL = Tool(
         col.UID,
         col.NETNS,
     ),
-    variants=hooks.accepting(called=("raw_tp", "iter/task_file"), needed=False),
+    variants=hooks.accepting(needed=False),
     sockets=("sessions", "owners"),
 )
 

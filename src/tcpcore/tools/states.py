@@ -61,7 +61,7 @@ TOOL = Tool(
         col.UID,
         col.NETNS,
     ),
-    variants=hooks.accepting(called=("raw_tp",), needed=False),
+    variants=hooks.accepting(needed=False),
     sockets=("sockets", "held", "owners"),
     held=Sweep(map="held", section="raw_tp"),
 )
