@@ -37,7 +37,7 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 	/* It may have been reset meanwhile. */
 	if (!read_closed_conn(&conn, sk, direct) || !want_conn(&conn))
 		return;
-	current_owner(&owner, conn.netns);
+	current_owner(&owner, sk, conn.netns, direct);
 	if (!owner.wanted)
 		return;
 	event.cgroup_id = owner.cgroup_id;
@@ -47,11 +47,13 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
-				       const bool direct)
+				       const bool owned, const bool direct)
 {
 	__u64 now = bpf_ktime_get_ns(), key = (__u64)sk;
 	struct conn conn;
 
+	if (newstate == TCP_SYN_RECV) /* a new child: what is left at its address is another's */
+		bpf_map_delete_elem(&queued, &key);
 	if (oldstate == TCP_SYN_RECV && newstate == TCP_ESTABLISHED &&
 	    read_conn(&conn, sk, direct) && want_conn(&conn))
 		remember(&queued, &key, &now);

@@ -12,6 +12,21 @@
 
 static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct);
 
+/* Of an MPTCP socket the first subflow stands for the connection: those after it are not accepted. */
+static __always_inline int accepts(void *ctx, struct sock *sk, const bool direct)
+{
+	struct sock *subflow;
+
+	if (is_tcp(sk, direct)) {
+		accepted(ctx, sk, direct);
+		return 0;
+	}
+	subflow = first_subflow(sk, direct);
+	if (subflow)
+		accepted(ctx, subflow, false);
+	return 0;
+}
+
 /*
  * security_sock_graft() is called in accept(2) when the wait is over. So it is seen for threads
  * that waited already when the trace began, and it takes no return probe, of which the kernel has
@@ -20,26 +35,20 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 SEC("fentry/security_sock_graft")
 int BPF_PROG(graft_fentry, struct sock *sk)
 {
-	if (is_tcp(sk, true))
-		accepted(ctx, sk, true);
-	return 0;
+	return accepts(ctx, sk, true);
 }
 
 SEC("kprobe/security_sock_graft")
 int BPF_KPROBE(graft_kprobe, struct sock *sk)
 {
-	if (is_tcp(sk, false))
-		accepted(ctx, sk, false);
-	return 0;
+	return accepts(ctx, sk, false);
 }
 
 static __always_inline int syscall_returns(struct trace_event_raw_sys_exit *ctx)
 {
 	struct sock *sk = ctx->ret < 0 ? NULL : sock_of_fd(ctx->ret);
 
-	if (sk && is_tcp(sk, false))
-		accepted(ctx, sk, false);
-	return 0;
+	return sk ? accepts(ctx, sk, false) : 0;
 }
 
 SEC("tp/syscalls/sys_exit_accept")

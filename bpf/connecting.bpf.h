@@ -6,19 +6,22 @@
 #define TCPCORE_CONNECTING_BPF_H
 
 #include "output.bpf.h"
-#include "owners.bpf.h"
+#include "owner.bpf.h"
 #include "task.bpf.h"
 #include "transitions.bpf.h"
 
 /* The variant has hooks on connect() itself, where connects begin and a full map is counted. */
 const volatile bool connect_is_hooked;
 
+/* A connect on its way. */
 struct start {
 	__u64 ts_ns;
 	union address raddr;
+	struct owner owner;
+	__u32 caller; /* thread whose connect() has not returned: it will tell its error itself */
 	__u16 rport;
 	__u16 family;
-	bool in_call; /* connect() has not returned: it will tell its error itself */
+	__u16 old_lport; /* of the socket's connection before this one */
 };
 
 struct {
@@ -45,21 +48,38 @@ struct {
 static __always_inline void finished(void *ctx, __u64 start_ns, int result, const struct conn *conn,
 				     const struct owner *owner);
 
+static __always_inline void drop_start(struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+
+	if (bpf_map_lookup_elem(&starts, &key))
+		bpf_map_delete_elem(&starts, &key);
+}
+
+static __always_inline __u32 current_thread(void)
+{
+	return bpf_get_current_pid_tgid();
+}
+
 static __always_inline void begin(struct sock *sk, struct start *start, const bool counted,
 				  const bool direct)
 {
 	struct net *net = sk_read(sk, __sk_common.skc_net.net, direct);
+	struct owner *owner = &start->owner;
+	__u32 netns = sk_read(net, ns.inum, direct);
 	__u64 key = (__u64)sk;
-	struct owner owner;
-	bool placed;
 
 	start->ts_ns = bpf_ktime_get_ns();
-	placed = own(&owner, known_owner(sk), sk, sk_read(net, ns.inum, direct), ROLE_ACTIVE);
-	if (!owner.wanted)
-		return;
-	if (placed)
-		placed = bpf_map_update_elem(&starts, &key, start, BPF_ANY) == 0;
-	if (!placed && counted)
+	start->old_lport = read_closed_lport(sk);
+	owner->role = ROLE_ACTIVE;
+	/* The kernel adds subflows to the MPTCP sockets of others. */
+	if (is_kernel_thread() && is_subflow(sk))
+		unknown_owner(owner, sk, netns, direct);
+	else
+		current_owner(owner, sk, netns, direct);
+	if (!owner->wanted)
+		drop_start(sk);
+	else if (bpf_map_update_elem(&starts, &key, start, BPF_ANY) && counted)
 		lose_socket();
 }
 
@@ -67,8 +87,13 @@ static __always_inline void begin(struct sock *sk, struct start *start, const bo
 static __always_inline bool read_tuple(struct conn *conn, struct sock *sk,
 				       const struct start *start, bool from_call, const bool direct)
 {
-	if (!read_closed_conn(conn, sk, direct))
+	if (!read_conn(conn, sk, direct))
 		return false;
+	/* It may fail before it has a port, and then has that of the time before. */
+	if (!conn->lport)
+		conn->lport = read_closed_lport(sk);
+	if (conn->lport == start->old_lport && !sk_read(sk, __sk_common.skc_num, direct))
+		conn->lport = 0;
 	if (from_call || !conn->rport) {
 		conn->raddr = start->raddr;
 		conn->rport = start->rport;
@@ -80,19 +105,18 @@ static __always_inline bool read_tuple(struct conn *conn, struct sock *sk,
 }
 
 /* Whoever deletes the start tells of the connect; from then on its place may be in use again. */
-static __always_inline void end(void *ctx, struct sock *sk, const struct start *start, int result,
+static __always_inline void end(void *ctx, struct sock *sk, const struct start *found, int result,
 				bool from_call, const bool direct)
 {
-	struct owner *owner = known_owner(sk);
-	__u64 key = (__u64)sk, start_ns = start->ts_ns;
+	struct start start = *found;
+	__u64 key = (__u64)sk;
 	struct conn conn;
-	bool read = read_tuple(&conn, sk, start, from_call, direct);
+	bool read = read_tuple(&conn, sk, &start, from_call, direct);
 
-	if (bpf_map_delete_elem(&starts, &key) || !owner)
+	if (bpf_map_delete_elem(&starts, &key))
 		return;
 	if (read && want_conn(&conn))
-		finished(ctx, start_ns, result, &conn, owner);
-	disown(sk);
+		finished(ctx, start.ts_ns, result, &conn, &start.owner);
 }
 
 /* False for what TCP cannot connect to; AF_UNSPEC disconnects. */
@@ -112,24 +136,28 @@ static __always_inline bool parse(struct start *start, const struct sockaddr_in6
 	return true;
 }
 
-/* connect() begins to work. user: the address is in the process's memory, not copied yet. */
+/* user: the address is in the process's memory, not copied yet. Where it can't be read: zeros. */
+static __always_inline void read_sockaddr(struct sockaddr_in6 *address, const void *from,
+					  __u32 size, const bool user)
+{
+	if (user)
+		bpf_probe_read_user(address, size, from);
+	else
+		bpf_probe_read_kernel(address, size, from);
+}
+
+/* connect() begins to work. */
 static __always_inline bool enter(struct sock *sk, const void *uaddr, const bool user,
 				  const bool direct)
 {
-	struct start start = {.in_call = true}, *outer;
+	struct start start = {.caller = current_thread()};
 	struct sockaddr_in6 address = {};
-	__u64 key = (__u64)sk;
 
-	/* tcp_v6_connect() calls tcp_v4_connect() for a v4-mapped peer. */
-	outer = bpf_map_lookup_elem(&starts, &key);
-	if (outer && outer->in_call)
-		return false;
-	/* An IPv4 address is shorter; what follows it is not looked at. */
-	if (user)
-		bpf_probe_read_user(&address, sizeof(address), uaddr);
-	else
-		bpf_probe_read_kernel(&address, sizeof(address), uaddr);
-	if (!parse(&start, &address)) /* nor where it cannot be read: then it is all zeros */
+	/* An IPv4 address is shorter, and the page may end behind it. */
+	read_sockaddr(&address, uaddr, SOCKADDR_IN_SIZE, user);
+	if (address.sin6_family == AF_INET6)
+		read_sockaddr(&address, uaddr, sizeof(address), user);
+	if (!parse(&start, &address))
 		return false;
 	begin(sk, &start, true, direct);
 	return true;
@@ -140,9 +168,10 @@ static __always_inline void leave(void *ctx, struct sock *sk, int error, const b
 	__u64 key = (__u64)sk;
 	struct start *start = bpf_map_lookup_elem(&starts, &key);
 
-	if (!start)
+	/* Another thread's: the entry of a call whose return was missed. */
+	if (!start || start->caller != current_thread())
 		return;
-	start->in_call = false;
+	start->caller = 0;
 	if (error)
 		end(ctx, sk, start, error, true, direct);
 }
@@ -151,10 +180,10 @@ static __always_inline void leave(void *ctx, struct sock *sk, int error, const b
 static __always_inline void sent(struct sock *sk, const bool direct)
 {
 	__u64 key = (__u64)sk;
-	struct start start = {};
+	struct start *known = bpf_map_lookup_elem(&starts, &key), start = {};
 	struct conn conn;
 
-	if (bpf_map_lookup_elem(&starts, &key) || !read_conn(&conn, sk, direct))
+	if ((known && known->caller == current_thread()) || !read_conn(&conn, sk, direct))
 		return;
 	start.raddr = conn.raddr;
 	start.rport = conn.rport;
@@ -162,24 +191,29 @@ static __always_inline void sent(struct sock *sk, const bool direct)
 	begin(sk, &start, !connect_is_hooked, direct);
 }
 
+/* connect() works on it. One that is connecting, or has a result to fetch, is no new attempt. */
+static __always_inline bool is_unconnected(struct sock *sk, const bool direct)
+{
+	struct socket *socket = sk_read(sk, sk_socket, direct);
+
+	return socket && sk_read(socket, state, direct) == SS_UNCONNECTED;
+}
+
 /* Why a socket fell from SYN_SENT to CLOSE; 0: connect() is about to return it. */
 static __always_inline int failure(struct sock *sk, const struct start *start, const bool direct)
 {
 	int error = sk_read(sk, sk_err, direct);
-	struct socket *socket;
 
-	if (error || start->in_call)
+	if (error || start->caller == current_thread())
 		return error;
 	/* Closed by its own process. A socket that connect() still works on is not yet connecting. */
-	socket = sk_read(sk, sk_socket, direct);
-	if (sk_read(sk, sk_shutdown, direct) != SHUTDOWN_MASK && socket &&
-	    sk_read(socket, state, direct) == SS_UNCONNECTED)
+	if (sk_read(sk, sk_shutdown, direct) != SHUTDOWN_MASK && is_unconnected(sk, direct))
 		return EADDRNOTAVAIL;
 	return ECONNABORTED;
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
-				       const bool direct)
+				       const bool owned, const bool direct)
 {
 	__u64 key = (__u64)sk;
 	struct start *start;
@@ -189,10 +223,13 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 		sent(sk, direct);
 		return;
 	}
+	/* A new child: what is left at its address is another's. */
+	if (oldstate == TCP_LISTEN && newstate == TCP_SYN_RECV)
+		drop_start(sk);
 	/* SYN_RECV: both sides called connect() (RFC 9293, 3.5, simultaneous open). */
-	if (oldstate != TCP_SYN_SENT && oldstate != TCP_SYN_RECV)
+	if (newstate == TCP_SYN_RECV || (oldstate != TCP_SYN_SENT && oldstate != TCP_SYN_RECV))
 		return;
-	start = newstate == TCP_SYN_RECV ? NULL : bpf_map_lookup_elem(&starts, &key);
+	start = bpf_map_lookup_elem(&starts, &key);
 	if (!start)
 		return;
 	if (newstate == TCP_CLOSE) {
@@ -205,16 +242,20 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
 {
-	__u64 key = (__u64)sk;
+	drop_start(sk);
+}
 
-	bpf_map_delete_elem(&starts, &key);
-	disown(sk);
+/* tcp_v6_connect() calls tcp_v4_connect() for a v4-mapped peer: one connect, seen there. */
+static __always_inline bool is_seen_outside(struct sock *sk, const bool direct)
+{
+	return sk_read(sk, __sk_common.skc_family, direct) == AF_INET6;
 }
 
 SEC("fentry/tcp_v4_connect")
 int BPF_PROG(v4_fentry, struct sock *sk, struct sockaddr *uaddr)
 {
-	enter(sk, uaddr, false, true);
+	if (!is_seen_outside(sk, true))
+		enter(sk, uaddr, false, true);
 	return 0;
 }
 
@@ -228,7 +269,8 @@ int BPF_PROG(v6_fentry, struct sock *sk, struct sockaddr *uaddr)
 SEC("fexit/tcp_v4_connect")
 int BPF_PROG(v4_fexit, struct sock *sk, struct sockaddr *uaddr, int addr_len, int ret)
 {
-	leave(ctx, sk, -ret, true);
+	if (!is_seen_outside(sk, true))
+		leave(ctx, sk, -ret, true);
 	return 0;
 }
 
@@ -240,14 +282,14 @@ int BPF_PROG(v6_fexit, struct sock *sk, struct sockaddr *uaddr, int addr_len, in
 }
 
 /*
- * What refuses a connect before TCP hears of it: a security module, then a BPF program of the
- * cgroup. Neither works on a socket that is connecting already.
+ * What refuses a connect before TCP hears of it: a security module, also where connect() only asks
+ * for the result of an earlier one; then a BPF program of the cgroup.
  */
 static __always_inline int checked(void *ctx, struct sock *sk, const void *uaddr, int ret,
 				   const bool direct)
 {
 	if (ret && sk && is_tcp(sk, direct) &&
-	    sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE &&
+	    sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE && is_unconnected(sk, direct) &&
 	    enter(sk, uaddr, false, direct))
 		leave(ctx, sk, -ret, direct);
 	return 0;
@@ -286,8 +328,9 @@ static __always_inline struct call returned(void)
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct call *found = bpf_map_lookup_elem(&calls, &thread), call = {};
 
-	if (found)
-		call = *found;
+	if (!found)
+		return call;
+	call = *found;
 	bpf_map_delete_elem(&calls, &thread);
 	return call;
 }
@@ -318,7 +361,7 @@ static __always_inline int checked_kprobe(void *ctx, int ret)
 SEC("kprobe/tcp_v4_connect")
 int BPF_KPROBE(v4_kprobe, struct sock *sk, struct sockaddr *uaddr)
 {
-	return enter_kprobe(sk, uaddr);
+	return is_seen_outside(sk, false) ? 0 : enter_kprobe(sk, uaddr);
 }
 
 SEC("kprobe/tcp_v6_connect")
@@ -327,10 +370,19 @@ int BPF_KPROBE(v6_kprobe, struct sock *sk, struct sockaddr *uaddr)
 	return enter_kprobe(sk, uaddr);
 }
 
+/* Within tcp_v6_connect() the call is that one's, and goes on. */
+static __always_inline bool is_call_of_v6(void)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct call *call = bpf_map_lookup_elem(&calls, &thread);
+
+	return call && is_seen_outside(call->sk, false);
+}
+
 SEC("kretprobe/tcp_v4_connect")
 int BPF_KRETPROBE(v4_kretprobe, int ret)
 {
-	return leave_kprobe(ctx, ret);
+	return is_call_of_v6() ? 0 : leave_kprobe(ctx, ret);
 }
 
 SEC("kretprobe/tcp_v6_connect")
@@ -387,7 +439,8 @@ int connect_enters(struct trace_event_raw_sys_enter *ctx)
 {
 	struct sock *sk = sock_of_fd(ctx->args[0]);
 
-	if (!sk || !is_tcp(sk, false) || sk_read(sk, __sk_common.skc_state, false) != TCP_CLOSE)
+	if (!sk || !is_tcp(sk, false) || !is_unconnected(sk, false) ||
+	    sk_read(sk, __sk_common.skc_state, false) != TCP_CLOSE)
 		return 0;
 	if (enter(sk, (const void *)ctx->args[1], true, false))
 		call(sk, NULL);

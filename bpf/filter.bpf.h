@@ -11,6 +11,7 @@
 #include "task.bpf.h"
 
 #define MAX_TARGETS 64
+#define MAX_CGROUP_DEPTH 64
 #define PORT_WORDS (65536 / 64)
 
 struct prefix {
@@ -29,16 +30,9 @@ const volatile __u32 target_laddr_count, target_raddr_count;
 /* One bit a port: lists and ranges of any length cost one load. */
 const volatile __u64 target_lport[PORT_WORDS], target_rport[PORT_WORDS];
 const volatile bool target_lport_set, target_rport_set;
+const volatile __u64 target_cgroup[MAX_TARGETS]; /* ids: the inodes of cgroup v2 directories */
 const volatile __u32 target_cgroup_count;
 const volatile bool target_cgroupmap_set, target_mntnsmap_set;
-
-/* File descriptors of cgroup directories; a task matches in the group and in all below it. */
-struct {
-	__uint(type, BPF_MAP_TYPE_CGROUP_ARRAY);
-	__uint(max_entries, MAX_TARGETS);
-	__type(key, __u32);
-	__type(value, __u32);
-} target_cgroups SEC(".maps");
 
 /*
  * Their place is taken by maps that somebody else pinned and fills: ids of cgroups, inodes of
@@ -101,20 +95,30 @@ static __always_inline bool want_uid(__u32 uid)
 	return !target_uid_count || in_list(target_uid, target_uid_count, uid);
 }
 
-static __always_inline bool want_task(__u32 pid, __u32 uid, const char *comm)
-{
-	if (target_pid_count && !in_list(target_pid, target_pid_count, pid))
-		return false;
-	return want_uid(uid) && want_comm(comm);
-}
-
-static __always_inline bool want_current_cgroup(void)
+static __always_inline bool is_target_cgroup(__u64 id)
 {
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < MAX_TARGETS && i < target_cgroup_count; i++)
-		if (bpf_current_task_under_cgroup(&target_cgroups, i) == 1)
+		if (target_cgroup[i] == id)
 			return true;
-	return !target_cgroup_count;
+	return false;
+}
+
+/* A task matches in the group and in all below it. Any task: iterators see others than current. */
+static __always_inline bool want_cgroup(struct task_struct *task)
+{
+	struct cgroup *cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
+	struct cgroup_subsys_state *css = &cgroup->self;
+
+	if (!target_cgroup_count)
+		return true;
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < MAX_CGROUP_DEPTH && css; i++) {
+		if (is_target_cgroup(BPF_CORE_READ(css, cgroup, kn, id)))
+			return true;
+		css = BPF_CORE_READ(css, parent);
+	}
+	return false;
 }
 
 static __always_inline bool in_pinned_map(void *map, __u64 key)
@@ -122,29 +126,23 @@ static __always_inline bool in_pinned_map(void *map, __u64 key)
 	return bpf_map_lookup_elem(map, &key);
 }
 
-/* Only where current is the task in question; pid, uid and comm are its own. */
-static __always_inline bool want_current(__u32 pid, __u32 uid, const char *comm)
+static __always_inline bool want_task(struct task_struct *task, __u32 pid, const char *comm,
+				      __u64 cgroup_id)
 {
-	if (target_cgroupmap_set && !in_pinned_map(&target_cgroupmap, bpf_get_current_cgroup_id()))
+	if (target_pid_count && !in_list(target_pid, target_pid_count, pid))
 		return false;
-	if (target_mntnsmap_set &&
-	    !in_pinned_map(&target_mntnsmap, mount_namespace(current_task())))
+	if (target_cgroupmap_set && !in_pinned_map(&target_cgroupmap, cgroup_id))
 		return false;
-	return want_task(pid, uid, comm) && want_current_cgroup();
-}
-
-/* A task that is not current: its groups are not asked for. */
-static __always_inline bool want_other_task(__u32 pid, __u32 uid, const char *comm)
-{
-	return !target_cgroup_count && !target_cgroupmap_set && !target_mntnsmap_set &&
-	       want_task(pid, uid, comm);
+	if (target_mntnsmap_set && !in_pinned_map(&target_mntnsmap, mount_namespace(task)))
+		return false;
+	return want_comm(comm) && want_cgroup(task);
 }
 
 /* A task that is not known passes no filter that asks for the task. */
-static __always_inline bool want_unknown_task(__u32 uid)
+static __always_inline bool want_unknown_task(void)
 {
 	return !target_pid_count && !target_comm_count && !target_cgroup_count &&
-	       !target_cgroupmap_set && !target_mntnsmap_set && want_uid(uid);
+	       !target_cgroupmap_set && !target_mntnsmap_set;
 }
 
 static __always_inline bool want_conn(const struct conn *conn)

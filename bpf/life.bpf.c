@@ -1,9 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* TCP sessions from the first SYN to their end: whose, how long, how much, why they ended. */
+#include "vmlinux.h"
+
+enum progress { /* of a session */
+		NO_SESSION,
+		CONNECTING,
+		ESTABLISHED,
+};
+
+struct part {
+	__u64 start_ns; /* 0: before the trace */
+	__u8 progress;
+};
+
 #include "accepting.bpf.h"
+#include "entry.bpf.h"
 #include "life.h"
 #include "output.bpf.h"
-#include "owners.bpf.h"
 #include "transitions.bpf.h"
 
 EVENT(life_event);
@@ -11,61 +24,45 @@ EVENT(life_event);
 /* Sessions older than the trace as well. */
 const volatile bool target_all;
 
-struct session {
-	__u64 start_ns; /* 0: before the trace */
-	bool established;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__type(key, __u64); /* struct sock * */
-	__type(value, struct session);
-} sessions SEC(".maps");
-
-static __always_inline void forget(struct sock *sk)
-{
-	__u64 key = (__u64)sk;
-
-	if (bpf_map_lookup_elem(&sessions, &key))
-		bpf_map_delete_elem(&sessions, &key);
-	disown(sk);
-}
-
-static __always_inline void begin(struct sock *sk, __u64 start_ns, bool established)
-{
-	struct session session = {.start_ns = start_ns, .established = established};
-	__u64 key = (__u64)sk;
-
-	remember(&sessions, &key, &session);
-}
-
 static __always_inline bool has_flag(struct sock *sk, int flag)
 {
 	return BPF_CORE_READ(sk, __sk_common.skc_flags) & (1UL << flag);
 }
 
-/* net/ipv4/tcp*.c: what comes in or times out leaves an error in the socket before it closes. */
-static __always_inline enum life_reason reason(struct sock *sk, int oldstate)
+/* Both ends have sent their FIN, and ours is acknowledged. */
+static __always_inline bool ended_by_fin(struct sock *sk, int oldstate, int error)
 {
-	switch (BPF_CORE_READ(sk, sk_err)) {
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+
+	if (oldstate == TCP_LAST_ACK || oldstate == TCP_CLOSING)
+		return BPF_CORE_READ(tp, snd_una) == BPF_CORE_READ(tp, write_seq);
+	/* With the peer's FIN, or without a process: a time-wait socket waits for the rest. */
+	return oldstate == TCP_FIN_WAIT2 && (has_flag(sk, SOCK_DONE) || has_flag(sk, SOCK_DEAD)) &&
+	       error != ECONNRESET && error != ECONNABORTED && error != ETIMEDOUT;
+}
+
+/*
+ * net/ipv4/tcp*.c: what comes in or times out leaves an error in the socket before it closes it.
+ * With IP_RECVERR (ip(7)) so does ICMP, and the session goes on: its errors tell nothing of the end.
+ */
+static __always_inline enum life_reason reason(struct sock *sk, int oldstate, bool owned)
+{
+	int error = BPF_CORE_READ(sk, sk_err);
+
+	if (ended_by_fin(sk, oldstate, error))
+		return REASON_FIN;
+	switch (error) {
 	case 0:
-		break;
-	case ECONNRESET:
-	case ECONNREFUSED:
-	case EPIPE:
-		return REASON_RESET_RECEIVED;
 	case ECONNABORTED:
 		return REASON_RESET_SENT;
-	default: /* ETIMEDOUT, or what ICMP said of the peer meanwhile */
+	case ECONNRESET:
+	case EPIPE:
+		return REASON_RESET_RECEIVED;
+	case ETIMEDOUT:
 		return REASON_TIMEOUT;
+	default: /* of ICMP: at a timeout it takes the place of ETIMEDOUT (tcp_write_err) */
+		return owned ? REASON_RESET_SENT : REASON_TIMEOUT;
 	}
-	if (oldstate == TCP_LAST_ACK || oldstate == TCP_CLOSING)
-		return REASON_FIN;
-	/* With the peer's FIN, or without a process: a time-wait socket waits for the rest. */
-	if (oldstate == TCP_FIN_WAIT2 && (has_flag(sk, SOCK_DONE) || has_flag(sk, SOCK_DEAD)))
-		return REASON_FIN;
-	return REASON_RESET_SENT;
 }
 
 static __always_inline void count(struct life_event *event, struct sock *sk)
@@ -109,26 +106,48 @@ static __always_inline __u64 passive_start(struct sock *sk)
 	return bpf_ktime_get_ns() - srtt_us * 1000ULL;
 }
 
+static __always_inline void begin(struct sock *sk, __u64 start_ns)
+{
+	struct entry entry = {.part = {.start_ns = start_ns, .progress = ESTABLISHED}};
+
+	follow(sk, &entry);
+}
+
+static __always_inline void connecting(struct sock *sk, const struct conn *conn, const bool direct)
+{
+	struct entry entry = {
+		.part = {.start_ns = bpf_ktime_get_ns(), .progress = CONNECTING},
+	};
+	struct owner owner;
+
+	own(&owner, &entry, sk, conn->netns, ROLE_ACTIVE, direct);
+	follow(sk, &entry);
+}
+
 static __always_inline void established(struct sock *sk, int oldstate, const struct conn *conn)
 {
-	__u64 key = (__u64)sk;
-	struct session *session = bpf_map_lookup_elem(&sessions, &key);
+	struct entry *entry = find(sk);
 
-	if (!want_conn(conn)) {
+	if (!want_conn(conn))
 		forget(sk);
-		return;
-	}
-	if (session)
-		session->established = true;
+	else if (entry)
+		entry->part.progress = ESTABLISHED;
 	else if (oldstate == TCP_SYN_RECV)
-		begin(sk, passive_start(sk), true);
+		begin(sk, passive_start(sk));
 	else if (target_all)
-		begin(sk, 0, true);
+		begin(sk, 0);
 }
 
 static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct)
 {
-	own_accepted(sk, direct);
+	struct entry unseen = {};
+
+	/* With TCP Fast Open a process may have it, and close it, before the handshake is over. */
+	if (sk_read(sk, __sk_common.skc_state, direct) == TCP_SYN_RECV)
+		unseen.part.start_ns = bpf_ktime_get_ns();
+	if (target_all || unseen.part.start_ns)
+		unseen.part.progress = ESTABLISHED;
+	own_accepted(sk, &unseen, direct);
 }
 
 static __always_inline bool was_established(int state)
@@ -138,43 +157,52 @@ static __always_inline bool was_established(int state)
 }
 
 static __always_inline void closed(void *ctx, struct sock *sk, int oldstate,
-				   const struct conn *conn, const struct owner *owner)
+				   const struct entry *entry, const struct conn *conn,
+				   const struct owner *owner, const bool owned)
 {
-	__u64 key = (__u64)sk, start_ns = 0;
-	struct session *session = bpf_map_lookup_elem(&sessions, &key);
+	__u64 start_ns = 0;
 
-	if (session ? !session->established : !target_all || !was_established(oldstate))
+	if (entry && entry->part.progress) {
+		if (entry->part.progress != ESTABLISHED)
+			return;
+		start_ns = entry->part.start_ns;
+	} else if (!target_all || !was_established(oldstate)) {
 		return;
-	if (session)
-		start_ns = session->start_ns;
+	}
 	if (owner->wanted && want_conn(conn))
-		send(ctx, sk, start_ns, reason(sk, oldstate), conn, owner);
+		send(ctx, sk, start_ns, reason(sk, oldstate, owned), conn, owner);
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
-				       const bool direct)
+				       const bool owned, const bool direct)
 {
+	struct entry *entry;
 	struct owner owner;
 	struct conn conn;
 
-	if (newstate == TCP_LISTEN || newstate == TCP_SYN_RECV ||
-	    !read_closed_conn(&conn, sk, direct))
+	if (newstate == TCP_SYN_RECV) {
+		if (oldstate == TCP_LISTEN) /* a new child: what is left here is another's */
+			forget(sk);
+		return;
+	}
+	if (newstate == TCP_LISTEN || !read_closed_conn(&conn, sk, direct))
 		return;
 	if (newstate == TCP_ESTABLISHED) {
 		established(sk, oldstate, &conn);
 		return;
 	}
 	if (newstate == TCP_SYN_SENT) {
-		if (!own(&owner, known_owner(sk), sk, conn.netns, ROLE_ACTIVE))
-			lose_socket();
-		else if (owner.wanted)
-			begin(sk, bpf_ktime_get_ns(), false);
+		connecting(sk, &conn, direct);
 		return;
 	}
-	find_owner(&owner, sk, conn.netns, direct);
+	/* With TCP Fast Open it was accepted already, which was not seen. */
+	if (oldstate == TCP_SYN_RECV && newstate == TCP_FIN_WAIT1 && !find(sk))
+		begin(sk, 0);
+	entry = find(sk);
+	changing_owner(&owner, entry, sk, conn.netns, oldstate, newstate, owned, direct);
 	if (newstate != TCP_CLOSE)
 		return;
-	closed(ctx, sk, oldstate, &conn, &owner);
+	closed(ctx, sk, oldstate, entry, &conn, &owner, owned);
 	forget(sk);
 }
 
@@ -188,20 +216,17 @@ SEC("raw_tp")
 int send_open(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct sock *sk = (struct sock *)ctx->args[0];
+	struct entry *entry = find(sk);
 	__u64 key = (__u64)sk, start_ns;
-	struct session *session = bpf_map_lookup_elem(&sessions, &key);
-	struct owner *known = known_owner(sk), owner;
+	struct owner owner;
 	struct conn conn;
 
-	if (!session || !session->established || !read_conn(&conn, sk, false))
+	if (!entry || entry->part.progress != ESTABLISHED || !read_conn(&conn, sk, false))
 		return 0;
-	start_ns = session->start_ns;
-	if (known)
-		owner = *known;
-	else
-		unknown_owner(&owner, sk, conn.netns, false);
+	start_ns = entry->part.start_ns;
+	kept_owner(&owner, entry, sk, conn.netns, false);
 	/* Once only: its end is no news any more. */
-	if (bpf_map_delete_elem(&sessions, &key) == 0 && owner.wanted && want_conn(&conn))
+	if (bpf_map_delete_elem(&sockets, &key) == 0 && owner.wanted && want_conn(&conn))
 		send(ctx, sk, start_ns, REASON_OPEN, &conn, &owner);
 	return 0;
 }
@@ -214,9 +239,8 @@ SEC("iter/task_file")
 int find_open(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
+	struct entry entry = {.part.progress = ESTABLISHED};
 	struct file *file = ctx->file;
-	struct session session = {.established = true};
-	struct owner owner = {};
 	struct conn conn;
 	struct sock *sk;
 	__u64 key;
@@ -225,19 +249,16 @@ int find_open(struct bpf_iter__task_file *ctx)
 	if (!task || !file)
 		return 0;
 	sk = sock_of_file(file);
+	if (sk && !is_tcp(sk, false))
+		sk = first_subflow(sk, false);
 	key = (__u64)sk;
-	if (!sk || !is_tcp(sk, false) || !read_conn(&conn, sk, false) || !want_conn(&conn) ||
-	    !was_established(sk_read(sk, __sk_common.skc_state, false)))
+	if (!sk || !read_conn(&conn, sk, false) || !want_conn(&conn) ||
+	    !was_established(sk_read(sk, __sk_common.skc_state, false)) || find(sk))
 		return 0;
-	owner.pid = BPF_CORE_READ(task, tgid);
-	owner.uid = sk_read(sk, sk_uid.val, false);
-	owner.netns = conn.netns;
-	owner.cgroup_id = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
-	BPF_CORE_READ_INTO(&owner.comm, task, comm);
-	owner.wanted = want_other_task(owner.pid, owner.uid, owner.comm);
-	if (!bpf_map_lookup_elem(&sessions, &key) && remember(&sessions, &key, &session) &&
-	    owner.wanted)
-		bpf_map_update_elem(&owners, &key, &owner, BPF_NOEXIST);
+	other_owner(&entry.owner, sk, conn.netns, task);
+	/* A live hook may be first: what it made stays. */
+	if (bpf_map_update_elem(&sockets, &key, &entry, BPF_NOEXIST) == -E2BIG)
+		lose_socket();
 	return 0;
 }
 

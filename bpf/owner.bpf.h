@@ -21,31 +21,49 @@ struct owner {
 	__u32 netns; /* of the socket */
 	char comm[16];
 	__u8 role;
-	bool wanted; /* the owner filters let it pass, or one that had the socket before */
-	__u8 mark;   /* the tool's own */
+	bool wanted; /* it passes the owner filters, or one that had the socket before it */
 };
 
 /*
- * A task that works on a socket holds its lock (lock_sock); packets that arrive meanwhile wait in
- * the backlog. So an owned lock means process context, and that current uses the socket.
+ * The user is the socket's (sk_uid): who made it by socket() or accept(), by its effective user id.
+ * So a row says the same whether its owner is known or not.
  */
-static __always_inline bool in_owner_context(struct sock *sk, const bool direct)
+static __always_inline void set_user(struct owner *owner, struct sock *sk, __u32 netns,
+				     const bool direct)
 {
-	return sk_read(sk, sk_lock.owned, direct);
+	owner->uid = sk_read(sk, sk_uid.val, direct);
+	owner->netns = netns;
 }
 
-/* Only where the kernel runs for current. Leaves role, mark and a `wanted` of before. */
-static __always_inline void current_owner(struct owner *owner, __u32 netns)
+static __always_inline void set_wanted(struct owner *owner, struct task_struct *task)
+{
+	if (want_uid(owner->uid) && want_task(task, owner->pid, owner->comm, owner->cgroup_id))
+		owner->wanted = true;
+}
+
+/* Only where the kernel runs for current. Leaves the role, and `wanted` if it is set already. */
+static __always_inline void current_owner(struct owner *owner, struct sock *sk, __u32 netns,
+					  const bool direct)
 {
 	__u64 task = bpf_get_current_pid_tgid();
 
+	set_user(owner, sk, netns, direct);
 	owner->pid = task >> 32;
 	owner->tid = task;
-	owner->uid = bpf_get_current_uid_gid();
-	owner->netns = netns;
 	owner->cgroup_id = bpf_get_current_cgroup_id();
 	bpf_get_current_comm(owner->comm, sizeof(owner->comm));
-	owner->wanted |= want_current(owner->pid, owner->uid, owner->comm);
+	set_wanted(owner, current_task());
+}
+
+/* A task that has the socket open, and need not be current. Into an owner that is all zeros. */
+static __always_inline void other_owner(struct owner *owner, struct sock *sk, __u32 netns,
+					struct task_struct *task)
+{
+	set_user(owner, sk, netns, false);
+	owner->pid = BPF_CORE_READ(task, tgid);
+	owner->cgroup_id = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+	BPF_CORE_READ_INTO(&owner->comm, task, comm);
+	set_wanted(owner, task);
 }
 
 /* The socket itself still tells its user. */
@@ -53,9 +71,8 @@ static __always_inline void unknown_owner(struct owner *owner, struct sock *sk, 
 					  const bool direct)
 {
 	__builtin_memset(owner, 0, sizeof(*owner));
-	owner->uid = sk_read(sk, sk_uid.val, direct);
-	owner->netns = netns;
-	owner->wanted = want_unknown_task(owner->uid);
+	set_user(owner, sk, netns, direct);
+	owner->wanted = want_unknown_task() && want_uid(owner->uid);
 }
 
 /* The fields that every event has, whatever its struct; ts_ns is the tool's. */

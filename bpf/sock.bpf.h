@@ -90,22 +90,26 @@ static __always_inline bool read_conn(struct conn *conn, struct sock *sk, const 
 	set_v4mapped(&conn->laddr, sk_read(sk, __sk_common.skc_rcv_saddr, direct));
 	if (conn->family == AF_INET6) {
 		read_ipv6_addresses(conn, sk, direct);
-		if (is_v4mapped(&conn->raddr))
+		if (is_v4mapped(&conn->raddr) || is_v4mapped(&conn->laddr))
 			conn->family = AF_INET;
+		/* A listener on a v4-mapped address has :: as its peer. */
+		if (conn->family == AF_INET && is_zero(&conn->raddr))
+			set_v4mapped(&conn->raddr, 0);
 	}
 	return conn->family == AF_INET || conn->family == AF_INET6;
 }
 
 /*
- * The port a closed socket had: inet_put_port() clears skc_num, not inet_sport. Behind the end of
- * struct sock, where direct loads of a struct sock pointer are not allowed.
+ * The port a closed socket had: inet_put_port() clears skc_num, not inet_sport. Of a socket that
+ * is used again it is the port of the time before. Behind the end of struct sock, where direct
+ * loads of a struct sock pointer are not allowed.
  */
 static __always_inline __u16 read_closed_lport(struct sock *sk)
 {
 	return bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
 }
 
-/* The tuple of a socket that may be closed already, with the port it had. */
+/* The tuple of a socket that is closed, or may be, with the port it had. */
 static __always_inline bool read_closed_conn(struct conn *conn, struct sock *sk, const bool direct)
 {
 	if (!read_conn(conn, sk, direct))
@@ -115,9 +119,32 @@ static __always_inline bool read_closed_conn(struct conn *conn, struct sock *sk,
 	return true;
 }
 
+/*
+ * The type as well: a raw socket of protocol TCP (socket(AF_INET, SOCK_RAW, IPPROTO_TCP)) is no TCP
+ * socket and never comes to tcp_destroy_sock.
+ */
 static __always_inline bool is_tcp(struct sock *sk, const bool direct)
 {
-	return sk_read(sk, sk_protocol, direct) == IPPROTO_TCP;
+	return sk_read(sk, sk_protocol, direct) == IPPROTO_TCP &&
+	       sk_read(sk, sk_type, direct) == SOCK_STREAM;
+}
+
+/* One of the TCP connections of an MPTCP socket (RFC 8684). */
+static __always_inline bool is_subflow(struct sock *sk)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+
+	return bpf_core_field_exists(tp->is_mptcp) && BPF_CORE_READ(tp, is_mptcp);
+}
+
+/* The first TCP connection of an MPTCP socket, NULL if it has none. No direct loads from it. */
+static __always_inline struct sock *first_subflow(struct sock *sk, const bool direct)
+{
+	struct mptcp_sock *msk = (struct mptcp_sock *)sk;
+
+	if (!bpf_core_field_exists(msk->first) || sk_read(sk, sk_protocol, direct) != IPPROTO_MPTCP)
+		return NULL;
+	return BPF_CORE_READ(msk, first);
 }
 
 #endif /* TCPCORE_SOCK_BPF_H */

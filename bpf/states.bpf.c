@@ -1,26 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Every TCP state change, and the time spent in the state before. */
-#include "accepting.bpf.h"
-#include "output.bpf.h"
-#include "owners.bpf.h"
-#include "states.h"
-#include "transitions.bpf.h"
+#include "vmlinux.h"
 
-EVENT(states_event);
-
-struct tracked {
+struct part {
 	__u64 since_ns; /* when the socket came to its state */
 	__u16 lport;
 	__u8 state;
 	__u8 held_from; /* old state of a row that waits for its tuple, 0: none waits */
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__type(key, __u64);
-	__type(value, struct tracked);
-} sockets SEC(".maps");
+#include "accepting.bpf.h"
+#include "entry.bpf.h"
+#include "output.bpf.h"
+#include "states.h"
+#include "transitions.bpf.h"
+
+EVENT(states_event);
 
 /*
  * Sockets whose last row waits. connect() enters SYN_SENT before it has a local port, and older
@@ -61,72 +56,82 @@ static __always_inline void send(void *ctx, __u64 sk, __u64 ts_ns, __u64 duratio
  * gone, the other side may write to the map's entry. Time in the old state is not known: it was
  * the first one that we saw.
  */
-static __always_inline void release(void *ctx, __u64 key, struct tracked row,
-				    const struct conn *conn, const struct owner *owner)
+static __always_inline void release(void *ctx, __u64 key, struct part row, const struct conn *conn,
+				    const struct owner *owner)
 {
 	if (bpf_map_delete_elem(&held, &key) == 0 && owner->wanted)
 		send(ctx, key, row.since_ns, UNKNOWN_NS, row.held_from, row.state, conn, owner);
 }
 
-static __always_inline void forget(struct sock *sk)
+static __always_inline void forget_held(struct sock *sk)
 {
 	__u64 key = (__u64)sk;
 
 	if (bpf_map_lookup_elem(&held, &key))
 		bpf_map_delete_elem(&held, &key);
-	if (bpf_map_lookup_elem(&sockets, &key))
-		bpf_map_delete_elem(&sockets, &key);
-	disown(sk);
+	forget(sk);
 }
 
-/*
- * Remember the socket's new state; true when its row is held. The key in `held` comes last: from
- * then on send_held() may find it.
- */
-static __always_inline bool follow(__u64 key, struct tracked *tracked, const struct tracked *next)
+/* True when the row waits. The key in `held` comes last: from then on send_held() may find it. */
+static __always_inline bool hold(__u64 key, const struct part *part)
 {
-	if (tracked)
-		*tracked = *next;
-	else if (!remember(&sockets, &key, next))
+	return part->held_from && bpf_map_update_elem(&held, &key, &part->since_ns, BPF_ANY) == 0;
+}
+
+/* Keep the socket's new state; false when there is nothing more to come, or no room. */
+static __always_inline bool remembered(struct sock *sk, struct entry *entry, int state,
+				       const struct owner *owner, const struct part *part)
+{
+	struct entry new = {.part = *part};
+
+	if (state == TCP_CLOSE) {
+		if (entry)
+			forget(sk);
 		return false;
-	return next->held_from && bpf_map_update_elem(&held, &key, &next->since_ns, BPF_ANY) == 0;
+	}
+	if (entry) {
+		entry->part = *part;
+		return true;
+	}
+	if (owner->pid)
+		new.owner = *owner;
+	return follow(sk, &new);
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
-				       const bool direct)
+				       const bool owned, const bool direct)
 {
 	__u64 now = bpf_ktime_get_ns(), key = (__u64)sk, since = 0;
-	struct tracked *tracked, next = {.since_ns = now, .state = newstate};
+	struct entry *entry;
+	struct part part = {.since_ns = now, .state = newstate};
 	struct owner owner;
 	struct conn conn;
 	bool known;
 
 	if (!read_conn(&conn, sk, direct))
 		return;
-	tracked = bpf_map_lookup_elem(&sockets, &key);
-	if (tracked) {
-		since = tracked->since_ns;
-		if (!conn.lport)
-			conn.lport = tracked->lport;
-	}
-	if (!conn.lport)
+	/* A new child: what is left at its address is another's. */
+	if (oldstate == TCP_LISTEN && newstate == TCP_SYN_RECV)
+		forget_held(sk);
+	entry = find(sk);
+	/* Otherwise a change was missed, and nobody knows when the socket came to its old state. */
+	if (entry && entry->part.state == oldstate)
+		since = entry->part.since_ns;
+	if (newstate == TCP_CLOSE && !conn.lport)
 		conn.lport = read_closed_lport(sk);
 	known = newstate == TCP_CLOSE || is_tuple_known(&conn, newstate);
 	if (known && !want_conn(&conn)) {
-		if (tracked)
-			forget(sk);
+		if (entry)
+			forget_held(sk);
 		return;
 	}
-	next.lport = conn.lport;
-
-	find_owner(&owner, sk, conn.netns, direct);
-	if (tracked && tracked->held_from)
-		release(ctx, key, *tracked, &conn, &owner);
+	changing_owner(&owner, entry, sk, conn.netns, oldstate, newstate, owned, direct);
+	if (entry && entry->part.held_from)
+		release(ctx, key, entry->part, &conn, &owner);
+	part.lport = conn.lport;
 	if (!known)
-		next.held_from = oldstate;
-	if (newstate == TCP_CLOSE)
-		bpf_map_delete_elem(&sockets, &key);
-	else if (follow(key, tracked, &next))
+		part.held_from = oldstate;
+	if (remembered(sk, entry, newstate, &owner, &part) && hold(key, &part))
 		return;
 	if (owner.wanted)
 		send(ctx, key, now, since ? now - since : UNKNOWN_NS, oldstate, newstate, &conn,
@@ -135,12 +140,14 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 
 static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct)
 {
-	own_accepted(sk, direct);
+	struct entry unseen = {};
+
+	own_accepted(sk, &unseen, direct);
 }
 
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
 {
-	forget(sk);
+	forget_held(sk);
 }
 
 /*
@@ -153,28 +160,26 @@ int send_held(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct sock *sk = (struct sock *)ctx->args[0];
 	__u64 key = (__u64)sk, *since;
-	struct tracked *tracked = bpf_map_lookup_elem(&sockets, &key), row;
-	struct owner *known = known_owner(sk), owner;
+	struct entry *entry = find(sk);
+	struct owner owner;
 	struct conn conn;
+	struct part row;
 
 	/* Nothing to clean up: whoever takes a socket out of `sockets` sees to its key in `held`. */
-	if (!tracked)
+	if (!entry)
 		return 0;
-	row = *tracked;
+	row = entry->part;
 	if (!row.held_from || !read_conn(&conn, sk, false) || !is_tuple_known(&conn, row.state))
 		return 0;
 	since = bpf_map_lookup_elem(&held, &key);
 	if (!since || *since != row.since_ns)
 		return 0;
-	tracked->lport = conn.lport;
-	if (known)
-		owner = *known;
-	else
-		unknown_owner(&owner, sk, conn.netns, false);
+	entry->part.lport = conn.lport;
+	kept_owner(&owner, entry, sk, conn.netns, false);
 	if (want_conn(&conn))
 		release(ctx, key, row, &conn, &owner);
 	else
-		forget(sk);
+		forget_held(sk);
 	return 0;
 }
 

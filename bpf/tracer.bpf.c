@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Connections that processes open, accept and close: each beginning has one end. */
+#include "vmlinux.h"
+
+enum progress { /* of a connection */
+		UNSHOWN,
+		QUEUED, /* established, and nobody has accepted it */
+		OPEN,	/* its beginning was shown, its end is due */
+};
+
+struct part {
+	__u8 progress;
+};
+
 #include "accepting.bpf.h"
+#include "entry.bpf.h"
 #include "output.bpf.h"
-#include "owners.bpf.h"
 #include "tracer.h"
 #include "transitions.bpf.h"
 
 EVENT(tracer_event);
-
-enum mark { /* of an owner */
-	    MARK_NONE,
-	    MARK_QUEUED, /* established, and nobody has accepted it */
-	    MARK_OPEN,	 /* its beginning was shown, its end is due */
-};
 
 static __always_inline void send(void *ctx, const struct conn *conn, const struct owner *owner,
 				 enum tracer_action action)
@@ -29,70 +35,67 @@ static __always_inline void send(void *ctx, const struct conn *conn, const struc
 }
 
 /* connect() works on it: whose it is, before anything is known of how it ends. */
-static __always_inline void connecting(struct sock *sk, const struct conn *conn)
+static __always_inline void connecting(struct sock *sk, const struct conn *conn, const bool direct)
 {
-	struct owner *known = known_owner(sk), owner;
+	struct entry entry = {};
+	struct owner owner;
 
-	if (known) /* the socket had a connection before */
-		known->mark = MARK_NONE;
-	if (!own(&owner, known, sk, conn->netns, ROLE_ACTIVE))
-		lose_socket();
+	own(&owner, &entry, sk, conn->netns, ROLE_ACTIVE, direct);
+	follow(sk, &entry);
 }
 
 /*
  * A child waits to be accepted. Its end may come first, or on another CPU meanwhile: as long as it
  * is marked as queued, only its destruction shows it.
  */
-static __always_inline void queued(struct sock *sk, const struct conn *conn)
+static __always_inline void queued(struct sock *sk)
 {
-	/* Nobody's, so nobody's that is wanted: its user is the listener's until it is accepted. */
-	struct owner owner = {.role = ROLE_PASSIVE, .mark = MARK_QUEUED};
-	__u64 key = (__u64)sk;
+	/* No task owns it yet, so owner filters cannot match; its user is still the listener's. */
+	struct entry entry = {.owner.role = ROLE_PASSIVE, .part.progress = QUEUED};
 
-	if (want_conn(conn))
-		remember(&owners, &key, &owner);
+	follow(sk, &entry);
 }
 
 static __always_inline void connected(void *ctx, struct sock *sk, int oldstate,
 				      const struct conn *conn, const bool direct)
 {
-	struct owner *known = known_owner(sk), owner;
+	struct entry *entry = find(sk);
+	struct owner owner;
 
-	if (!known && oldstate == TCP_SYN_RECV) {
-		queued(sk, conn);
-		return;
-	}
-	if (known && (known->role != ROLE_ACTIVE || known->mark))
-		return;
 	if (!want_conn(conn)) {
-		disown(sk);
+		forget(sk);
 		return;
 	}
-	if (known)
-		owner = *known;
-	else
-		unknown_owner(&owner, sk, conn->netns, direct);
+	if (!entry && oldstate == TCP_SYN_RECV) {
+		queued(sk);
+		return;
+	}
+	/* Of a child that was accepted before the handshake was over (RFC 7413), A was shown. */
+	if (entry && entry->owner.role != ROLE_ACTIVE)
+		return;
+	kept_owner(&owner, entry, sk, conn->netns, direct);
 	if (!owner.wanted)
 		return;
-	if (known)
-		known->mark = MARK_OPEN;
+	if (entry)
+		entry->part.progress = OPEN;
 	send(ctx, conn, &owner, ACTION_CONNECT);
 }
 
 static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct)
 {
-	struct owner *known = known_owner(sk), owner;
+	struct entry *entry = find(sk), new = {};
+	struct owner owner;
 	struct conn conn;
 
 	if (!read_closed_conn(&conn, sk, direct) || !want_conn(&conn))
 		return;
-	if (!own(&owner, known, sk, conn.netns, ROLE_PASSIVE))
-		lose_socket();
+	own(&owner, entry ?: &new, sk, conn.netns, ROLE_PASSIVE, direct);
 	if (owner.wanted)
 		send(ctx, &conn, &owner, ACTION_ACCEPT);
-	known = known_owner(sk);
-	if (known) /* after the event: the end comes later */
-		known->mark = owner.wanted ? MARK_OPEN : MARK_NONE;
+	if (!entry)
+		entry = follow(sk, &new);
+	if (entry) /* after the event: the end comes later */
+		entry->part.progress = owner.wanted ? OPEN : UNSHOWN;
 }
 
 /* RFC 9293, 3.10.4 and 3.10.7.4: each connection that was established makes one such change. */
@@ -109,53 +112,57 @@ static __always_inline bool is_closing(int oldstate, int newstate)
 	}
 }
 
-static __always_inline void closing(void *ctx, struct sock *sk, int oldstate,
-				    const struct conn *conn, const bool direct)
+static __always_inline void closing(void *ctx, struct sock *sk, int oldstate, int newstate,
+				    const struct conn *conn, const bool owned, const bool direct)
 {
-	struct owner *known = known_owner(sk), owner;
+	struct entry *entry = find(sk);
+	struct owner owner;
 
 	/* Nobody ever had it: it waits to be accepted, or never was established. */
-	if (!known && (oldstate == TCP_SYN_RECV || !sk_read(sk, sk_socket, direct)))
+	if (!entry && (oldstate == TCP_SYN_RECV || !sk_read(sk, sk_socket, direct)))
 		return;
-	if (known &&
-	    (known->mark == MARK_QUEUED || (oldstate == TCP_SYN_RECV && known->mark != MARK_OPEN)))
+	if (entry && (entry->part.progress == QUEUED ||
+		      (oldstate == TCP_SYN_RECV && entry->part.progress != OPEN)))
 		return;
-	find_owner(&owner, sk, conn->netns, direct);
-	if (known)
-		known->mark = MARK_NONE;
+	changing_owner(&owner, entry, sk, conn->netns, oldstate, newstate, owned, direct);
+	if (entry)
+		entry->part.progress = UNSHOWN;
 	if (want_conn(conn) && owner.wanted)
 		send(ctx, conn, &owner, ACTION_CLOSE);
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
-				       const bool direct)
+				       const bool owned, const bool direct)
 {
 	struct conn conn;
 
+	/* A new child: what is left at its address is another's. */
+	if (oldstate == TCP_LISTEN && newstate == TCP_SYN_RECV)
+		forget(sk);
 	if (newstate != TCP_SYN_SENT && newstate != TCP_ESTABLISHED &&
 	    !is_closing(oldstate, newstate))
 		return;
 	if (!read_closed_conn(&conn, sk, direct))
 		return;
 	if (newstate == TCP_SYN_SENT)
-		connecting(sk, &conn);
+		connecting(sk, &conn, direct);
 	else if (newstate == TCP_ESTABLISHED)
 		connected(ctx, sk, oldstate, &conn, direct);
 	else
-		closing(ctx, sk, oldstate, &conn, direct);
+		closing(ctx, sk, oldstate, newstate, &conn, owned, direct);
 }
 
 /* A socket that was reset before its process accepted it closes without a change of state. */
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
 {
-	struct owner *known = known_owner(sk);
+	struct entry *entry = find(sk);
 	struct conn conn;
 
-	if (!known)
+	if (!entry)
 		return;
-	if (known->mark == MARK_OPEN && read_closed_conn(&conn, sk, direct))
-		send(ctx, &conn, known, ACTION_CLOSE);
-	disown(sk);
+	if (entry->part.progress == OPEN && read_closed_conn(&conn, sk, direct))
+		send(ctx, &conn, &entry->owner, ACTION_CLOSE);
+	forget(sk);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

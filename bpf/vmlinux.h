@@ -30,7 +30,7 @@ typedef _Bool bool;
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_PERF_EVENT_ARRAY = 4,
-	BPF_MAP_TYPE_CGROUP_ARRAY = 8,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 };
 enum {
 	BPF_ANY = 0,
@@ -139,7 +139,15 @@ struct kernfs_node {
 	__u64 id;
 };
 
+struct cgroup;
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
+};
+
 struct cgroup {
+	struct cgroup_subsys_state self;
 	struct kernfs_node *kn;
 };
 
@@ -182,12 +190,18 @@ struct sock {
 	struct socket *sk_socket;
 	kuid_t sk_uid;
 	int sk_err;
+	__u16 sk_type;
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
 };
 
 struct inet_sock {
 	__be16 inet_sport;
+};
+
+/* Absent where the kernel is built without MPTCP. */
+struct mptcp_sock {
+	struct sock *first; /* subflow */
 };
 
 struct minmax_sample {
@@ -202,7 +216,10 @@ struct tcp_sock {
 	__u64 bytes_received;
 	__u64 bytes_sent;
 	__u64 bytes_retrans;
+	__u32 snd_una;
+	__u32 write_seq;
 	__u32 total_retrans;
+	bool is_mptcp; /* a subflow; absent where the kernel is built without MPTCP */
 	__u32 srtt_us; /* times 8 */
 	struct minmax rtt_min;
 };
@@ -219,11 +236,14 @@ struct sockaddr_in6 {
 	};
 	__u8 sin6_addr[16];
 };
+#define SOCKADDR_IN_SIZE 16
 
 /* Macros and enumerators that BTF does not carry or that never change. */
 #define AF_INET 2
 #define AF_INET6 10
+#define SOCK_STREAM 1
 #define IPPROTO_TCP 6
+#define IPPROTO_MPTCP 262
 
 enum { /* include/net/tcp_states.h */
        TCP_ESTABLISHED = 1,
@@ -247,10 +267,12 @@ enum { /* include/net/tcp_states.h */
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 
 #define EINTR 4
+#define E2BIG 7
 #define EPIPE 32
 #define EADDRNOTAVAIL 99
 #define ECONNABORTED 103
 #define ECONNRESET 104
+#define ETIMEDOUT 110
 #define ECONNREFUSED 111
 #define EALREADY 114
 #define EINPROGRESS 115

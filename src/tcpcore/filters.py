@@ -7,8 +7,7 @@ import ipaddress
 import os
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -54,10 +53,11 @@ class Filters:
             "uid": [struct.pack("=I", x) for x in self.uid],
             "netns": [struct.pack("=I", x) for x in self.netns],
             "comm": [struct.pack("16s", x) for x in self.comm],
+            "cgroup": [struct.pack("=Q", _inode("--cgroup", x)) for x in self.cgroup],
             "laddr": [_prefix(x) for x in self.laddr],
             "raddr": [_prefix(x) for x in self.raddr],
         }
-        rodata: Rodata = {"target_cgroup_count": len(self.cgroup)}
+        rodata: Rodata = {}
         for name in self.pins():
             rodata[f"{name}_set"] = 1
         if self.family:
@@ -77,23 +77,13 @@ class Filters:
         pins = {"target_cgroupmap": self.cgroupmap, "target_mntnsmap": self.mntnsmap}
         return {name: path for name, path in pins.items() if path is not None}
 
-    @contextmanager
-    def cgroups(self) -> Iterator[dict[bytes, bytes]]:
-        """The entries of the CGROUP_ARRAY map: its values are open directories."""
-        with ExitStack() as stack:
-            entries = {}
-            for index, path in enumerate(self.cgroup):
-                fd = _open_directory(path)
-                stack.callback(os.close, fd)
-                entries[struct.pack("=I", index)] = struct.pack("=I", fd)
-            yield entries
 
-
-def _open_directory(path: Path) -> int:
+def _inode(option: str, path: Path) -> int:
+    """A cgroup's id is its directory's inode (kernfs, on 64-bit hosts)."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        return path.stat().st_ino
     except OSError as e:
-        raise UsageError(f"--cgroup: {path}: {e.strerror}") from None
+        raise UsageError(f"{option}: {path}: {e.strerror}") from None
 
 
 def _prefix(network: ipaddress.IPv6Network) -> bytes:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from tcpcore.loader import Variant
 
-_STATE_BTF = ("tp_btf/inet_sock_set_state", "tp_btf/tcp_destroy_sock")
-_STATE_RAW = ("raw_tp/inet_sock_set_state", "raw_tp/tcp_destroy_sock")
+# Attached in this order. What ends an entry comes before what begins one: an entry whose end nobody
+# saw would stay, and a later socket at the same address would inherit it.
+_STATE_BTF = ("tp_btf/tcp_destroy_sock", "tp_btf/inet_sock_set_state")
+_STATE_RAW = ("raw_tp/tcp_destroy_sock", "raw_tp/inet_sock_set_state")
 _ACCEPT_CALLS = ("tp/syscalls/sys_exit_accept", "tp/syscalls/sys_exit_accept4")
-_CONNECT_CALLS = ("tp/syscalls/sys_enter_connect", "tp/syscalls/sys_exit_connect")
+_CONNECT_CALLS = ("tp/syscalls/sys_exit_connect", "tp/syscalls/sys_enter_connect")
 
 # What refuses a connect before TCP hears of it, and IPv6, which a kernel may lack.
 _EARLY = ("security_socket_connect", "tcp_v4_pre_connect", "tcp_v6_pre_connect")
@@ -18,9 +20,9 @@ def connecting() -> tuple[Variant, ...]:
     result. Hooks on connect() see its start, and the errors it returns at once."""
     fentry = Variant(
         "fentry",
-        ("fentry/tcp_v4_connect", "fexit/tcp_v4_connect", *_STATE_BTF),
+        (*_STATE_BTF, "fexit/tcp_v4_connect", "fentry/tcp_v4_connect"),
         optional=(
-            *("fentry/tcp_v6_connect", "fexit/tcp_v6_connect"),
+            *("fexit/tcp_v6_connect", "fentry/tcp_v6_connect"),
             *(f"fexit/{function}" for function in _EARLY),
         ),
         parameters=dict.fromkeys(("tcp_v4_connect", "tcp_v6_connect", *_EARLY), 3),
@@ -28,10 +30,10 @@ def connecting() -> tuple[Variant, ...]:
     )
     kprobe = Variant(
         "kprobe",
-        ("kprobe/tcp_v4_connect", "kretprobe/tcp_v4_connect", *_STATE_RAW),
+        (*_STATE_RAW, "kretprobe/tcp_v4_connect", "kprobe/tcp_v4_connect"),
         optional=(
-            *("kprobe/tcp_v6_connect", "kretprobe/tcp_v6_connect"),
-            *(f"{kind}/{function}" for function in _EARLY for kind in ("kprobe", "kretprobe")),
+            *("kretprobe/tcp_v6_connect", "kprobe/tcp_v6_connect"),
+            *(f"{kind}/{function}" for function in _EARLY for kind in ("kretprobe", "kprobe")),
         ),
         rodata={"connect_is_hooked": True},
     )
@@ -39,8 +41,8 @@ def connecting() -> tuple[Variant, ...]:
     return (
         fentry,
         kprobe,
-        Variant("tracepoint", (*_CONNECT_CALLS, *_STATE_BTF), rodata=hooked),
-        Variant("tracepoint", (*_CONNECT_CALLS, *_STATE_RAW), rodata=hooked),
+        Variant("tracepoint", (*_STATE_BTF, *_CONNECT_CALLS), rodata=hooked),
+        Variant("tracepoint", (*_STATE_RAW, *_CONNECT_CALLS), rodata=hooked),
         # Without hooks on connect() it begins with SYN_SENT: earlier errors are not seen.
         Variant("tracepoint", _STATE_BTF),
         Variant("tracepoint", _STATE_RAW),

@@ -129,8 +129,9 @@ class Trace:
     def losses(self) -> Losses:
         """Everything lost since the start. The kernel's record of a full ring comes late or never,
         our own count leaves out what the kernel refused elsewhere: the larger is right."""
-        ring, sockets = self.program.counters("lost_ring", "lost_map")
-        missed = self.program.missed()
+        names = ("lost_ring", "lost_map", "harmless_misses")
+        ring, sockets, harmless = self.program.counters(*names)
+        missed = max(0, self.program.missed() - harmless)
         return Losses(max(self._lost, ring), sockets, missed, self._malformed)
 
 
@@ -142,19 +143,17 @@ def opened(tool: Tool, filters: Filters, machinery: Machinery) -> Iterator[Trace
     """
     path = object_path(tool.name)
     privilege.require(tool.name)
-    with filters.cgroups() as cgroups:
-        settings = Settings(
-            rodata={**filters.rodata(), **tool.rodata},
-            map_entries=dict.fromkeys(tool.sockets, machinery.map_size),
-            map_values={"target_cgroups": cgroups},
-            called=tool.called,
-            attach=machinery.attach,
-            btf=machinery.btf,
-            pins=filters.pins(),
-            rings={"events": machinery.buffer},
-        )
-        derive = tool.derive() if tool.derive else nullcontext()
-        with derive as derived, attached(path, tool.variants, settings) as program:
-            if tool.seed:
-                program.iterate(tool.seed)
-            yield Trace(tool, program, derived)
+    settings = Settings(
+        rodata={**filters.rodata(), **tool.rodata},
+        map_entries=dict.fromkeys(tool.sockets, machinery.map_size),
+        called=tool.called,
+        attach=machinery.attach,
+        btf=machinery.btf,
+        pins=filters.pins(),
+        rings={"events": machinery.buffer},
+    )
+    derive = tool.derive() if tool.derive else nullcontext()
+    with derive as derived, attached(path, tool.variants, settings) as program:
+        if tool.seed:
+            program.iterate(tool.seed)
+        yield Trace(tool, program, derived)

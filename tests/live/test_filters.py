@@ -284,27 +284,35 @@ FITTING = (
 
 
 def fit(cgroup: Path, netns: Namespace) -> None:
-    """With an effective user 0, who may change all of it."""
     join(cgroup)
-    os.setresuid(65534, 0, 0)
     libc = ctypes.CDLL(None)
     with Path("/run/netns", netns.name).open() as namespace:
         assert libc.setns(namespace.fileno(), 0) == 0
     libc.prctl(15, b"fitting")  # PR_SET_NAME
 
 
+@contextmanager
+def user(uid: int) -> Iterator[None]:
+    """What is opened inside belongs to this user: it is the effective one that counts."""
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
 def misfits(cgroups: tuple[Path, Path], elsewhere: Namespace) -> None:
     """A connection for each filter that fails that one alone, and one that passes them all."""
     inside, outside = cgroups
 
-    def meet(what: str, client: str = CLIENT, server: str = SERVER, port: int = PORT) -> None:
-        with meeting((client, FIRST + MISFITS.index(what)), (server, port)):
+    def meet(
+        what: str, client: str = CLIENT, server: str = SERVER, port: int = PORT, uid: int = 65534
+    ) -> None:
+        with user(uid), meeting((client, FIRST + MISFITS.index(what)), (server, port)):
             pass
 
     assert harness.reap(harness.fork(lambda: meet("pid"))) == 0
-    os.setresuid(65533, 0, 0)
-    meet("uid")
-    os.setresuid(65534, 0, 0)
+    meet("uid", uid=65533)
     with harness.task_name(b"misfit"):
         meet("comm")
     meet("family", "::1", "::1")

@@ -136,7 +136,7 @@ def sweeps(of: Tool) -> list[Sweep]:
 def test_the_maps_that_python_names_exist(built: Built) -> None:
     name, file = built
     swept = {sweep.map for sweep in sweeps(with_options(name))}
-    named = {*tool(name).sockets, *swept, *EVERYTHING.pins(), "events", "target_cgroups"}
+    named = {*tool(name).sockets, *swept, *EVERYTHING.pins(), "events"}
     assert named <= set(file.variables(".maps"))
 
 

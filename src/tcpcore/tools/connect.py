@@ -86,7 +86,7 @@ TOOL = Tool(
         col.NETNS,
     ),
     variants=hooks.connecting(),
-    sockets=("starts", "owners", "flows"),
+    sockets=("starts", "flows"),
     pending=Sweep(map="starts", section="raw_tp"),
     derive=_no_names,
 )

@@ -68,7 +68,7 @@ TOOL = Tool(
         col.NETNS,
     ),
     variants=hooks.connecting(),
-    sockets=("starts", "owners"),
+    sockets=("starts",),
 )
 
 

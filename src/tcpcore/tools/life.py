@@ -74,7 +74,7 @@ TOOL = Tool(
         col.NETNS,
     ),
     variants=hooks.accepting(needed=False),
-    sockets=("sessions", "owners"),
+    sockets=("sockets",),
 )
 
 
@@ -84,7 +84,7 @@ def tool(all: bool = False, open: bool = False) -> Tool:
         TOOL,
         rodata={"target_all": all},
         seed="iter/task_file" if all else None,
-        pending=Sweep(map="sessions", section="raw_tp") if open else None,
+        pending=Sweep(map="sockets", section="raw_tp") if open else None,
     )
 
 

@@ -62,7 +62,7 @@ TOOL = Tool(
         col.NETNS,
     ),
     variants=hooks.accepting(needed=False),
-    sockets=("sockets", "held", "owners"),
+    sockets=("sockets", "held"),
     held=Sweep(map="held", section="raw_tp"),
 )
 

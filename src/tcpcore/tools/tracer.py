@@ -63,7 +63,7 @@ TOOL = Tool(
         col.NETNS,
     ),
     variants=hooks.accepting(),
-    sockets=("owners",),
+    sockets=("sockets",),
 )
 
 

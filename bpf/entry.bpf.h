@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What is known of a socket: one entry, from the socket's first event to its end. Its owner, and a
+ * `struct part` of the tool's own, which the tool defines before it includes this.
+ *
+ * The owner is taken where the kernel runs for it, never from whoever is on the CPU. Whoever
+ * includes this forgets sockets that are destroyed: their address will be in use again.
+ */
+#ifndef TCPCORE_ENTRY_BPF_H
+#define TCPCORE_ENTRY_BPF_H
+
+#include "output.bpf.h"
+#include "owner.bpf.h"
+
+struct entry {
+	struct owner owner;
+	struct part part;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64); /* struct sock * */
+	__type(value, struct entry);
+} sockets SEC(".maps");
+
+static __always_inline struct entry *find(struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+
+	return bpf_map_lookup_elem(&sockets, &key);
+}
+
+static __always_inline void forget(struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+
+	/* Most sockets have no entry, and a look is cheaper than a try to delete. */
+	if (find(sk))
+		bpf_map_delete_elem(&sockets, &key);
+}
+
+/* The socket begins anew: nothing of an older one at its address is left. NULL when it is full. */
+static __always_inline struct entry *follow(struct sock *sk, const struct entry *entry)
+{
+	__u64 key = (__u64)sk;
+
+	return remember(&sockets, &key, entry) ? find(sk) : NULL;
+}
+
+/*
+ * Whether a state change is the work of a system call. Only then is current the socket's user: the
+ * lock's owner alone is not, since whoever asks for a socket's state holds its lock for a moment
+ * (`ss -i`, getsockopt(2), iterators), and then works off the packets that came meanwhile. A change
+ * that a packet or a timer makes leaves its error in the socket first.
+ */
+static __always_inline bool is_act(struct sock *sk, int oldstate, int newstate, const bool direct)
+{
+	switch (newstate) {
+	case TCP_SYN_SENT:
+	case TCP_LISTEN:
+	case TCP_FIN_WAIT1:
+	case TCP_LAST_ACK:
+		return true;
+	case TCP_CLOSE:
+		break;
+	default:
+		return false;
+	}
+	/* From the other states it takes a packet. */
+	return (oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV ||
+		oldstate == TCP_ESTABLISHED || oldstate == TCP_CLOSE_WAIT ||
+		oldstate == TCP_LISTEN) &&
+	       !sk_read(sk, sk_err, direct);
+}
+
+/*
+ * Kernel threads close files for others (a unix socket's queue, the subflows of MPTCP) and are no
+ * owners of what they did not open.
+ */
+static __always_inline bool is_opened_by_kernel(struct sock *sk, enum role role)
+{
+	return role == ROLE_ACTIVE && !is_subflow(sk);
+}
+
+/*
+ * Current works on the socket, under its lock: it is the owner from now on, in `owner` and in the
+ * entry, which may be NULL. role: what current makes of it, unless unknown.
+ */
+static __always_inline void own(struct owner *owner, struct entry *entry, struct sock *sk,
+				__u32 netns, enum role role, const bool direct)
+{
+	__builtin_memset(owner, 0, sizeof(*owner));
+	if (entry)
+		*owner = entry->owner;
+	if (role)
+		owner->role = role;
+	if (!is_kernel_thread() || is_opened_by_kernel(sk, role))
+		current_owner(owner, sk, netns, direct);
+	if (entry)
+		entry->owner = *owner;
+}
+
+/* For tools that want no more of accept() than the owner. unseen: of a socket without an entry. */
+static __always_inline void own_accepted(struct sock *sk, struct entry *unseen, const bool direct)
+{
+	struct entry *entry;
+	struct owner owner;
+	struct conn conn;
+
+	/* Of a closed one there is nothing more to tell. */
+	if (sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE ||
+	    !read_conn(&conn, sk, direct) || !want_conn(&conn))
+		return;
+	entry = find(sk);
+	own(&owner, entry ?: unseen, sk, conn.netns, ROLE_PASSIVE, direct);
+	if (!entry)
+		follow(sk, unseen);
+}
+
+/* The owner that a row shows: what was kept, never current. For hooks outside the socket's lock. */
+static __always_inline void kept_owner(struct owner *owner, const struct entry *entry,
+				       struct sock *sk, __u32 netns, const bool direct)
+{
+	unknown_owner(owner, sk, netns, direct);
+	if (!entry)
+		return;
+	if (entry->owner.pid)
+		*owner = entry->owner;
+	else
+		owner->role = entry->owner.role;
+}
+
+/*
+ * The owner at a state change. owned: the socket's lock is a task's, so that the change happens in
+ * that task. Only at a state change: elsewhere, as in a listener's timers, the owner of the lock
+ * may be on another CPU.
+ */
+static __always_inline void changing_owner(struct owner *owner, struct entry *entry,
+					   struct sock *sk, __u32 netns, int oldstate, int newstate,
+					   const bool owned, const bool direct)
+{
+	if (owned && is_act(sk, oldstate, newstate, direct)) {
+		own(owner, entry, sk, netns, ROLE_UNKNOWN, direct);
+		if (owner->pid)
+			return;
+	}
+	kept_owner(owner, entry, sk, netns, direct);
+}
+
+#endif /* TCPCORE_ENTRY_BPF_H */
