@@ -3,67 +3,98 @@
 #include "accept.h"
 #include "accepting.bpf.h"
 #include "output.bpf.h"
-#include "owner.bpf.h"
 #include "transitions.bpf.h"
 
 EVENT(accept_event);
 
-/* Connections in their listener's queue, and when they were established. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__type(key, __u64); /* struct sock * */
-	__type(value, __u64);
-} queued SEC(".maps");
+struct part {
+	__u64 since_ns; /* when it was established and came to its listener's queue */
+	bool shown;	/* although accept() was not seen */
+};
 
-static __always_inline __u64 waited(struct sock *sk, __u64 now)
+#include "entry.bpf.h"
+
+static __always_inline void send(void *ctx, __u64 wait_ns, const struct conn *conn,
+				 const struct owner *owner)
 {
-	__u64 key = (__u64)sk, *since = bpf_map_lookup_elem(&queued, &key), wait;
+	struct accept_event event = {
+		.ts_ns = bpf_ktime_get_ns(),
+		.wait_ns = wait_ns,
+		.cgroup_id = owner->cgroup_id,
+		.tid = owner->tid,
+	};
 
-	if (!since)
-		return UNKNOWN_NS;
-	wait = now - *since;
-	bpf_map_delete_elem(&queued, &key);
-	return wait;
+	if (!owner->wanted || !want_conn(conn))
+		return;
+	describe(&event, conn, owner);
+	emit(ctx, &event, sizeof(event));
 }
 
 static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct)
 {
-	__u64 now = bpf_ktime_get_ns();
-	struct accept_event event = {.ts_ns = now, .wait_ns = waited(sk, now)};
+	struct entry *entry = find(sk);
+	__u64 wait_ns = UNKNOWN_NS;
 	struct owner owner = {};
 	struct conn conn;
 
+	if (entry) {
+		bool shown = entry->part.shown;
+
+		wait_ns = bpf_ktime_get_ns() - entry->part.since_ns;
+		forget(sk);
+		if (shown)
+			return;
+	}
 	/* It may have been reset meanwhile. */
-	if (!read_closed_conn(&conn, sk, direct) || !want_conn(&conn))
+	if (!read_closed_conn(&conn, sk, direct))
 		return;
 	current_owner(&owner, sk, conn.netns, direct);
-	if (!owner.wanted)
+	send(ctx, wait_ns, &conn, &owner);
+}
+
+/*
+ * A connection that a process has and nobody was seen to accept: the tracepoints of accept(2) tell
+ * neither of 32-bit programs nor of io_uring. It is shown when its process acts on it, or with an
+ * unknown owner when it ends.
+ */
+static __always_inline void found_accepted(void *ctx, struct sock *sk, int oldstate, int newstate,
+					   const struct conn *conn, const bool owned,
+					   const bool direct)
+{
+	struct entry *entry = find(sk);
+	struct owner owner;
+
+	if (!entry || entry->part.shown || !sk_read(sk, sk_socket, direct))
 		return;
-	event.cgroup_id = owner.cgroup_id;
-	event.tid = owner.tid;
-	describe(&event, &conn, &owner);
-	emit(ctx, &event, sizeof(event));
+	changing_owner(&owner, entry, sk, conn->netns, oldstate, newstate, owned, direct);
+	if (!owner.pid && newstate != TCP_CLOSE)
+		return;
+	entry->part.shown = true;
+	send(ctx, UNKNOWN_NS, conn, &owner);
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct)
 {
-	__u64 now = bpf_ktime_get_ns(), key = (__u64)sk;
+	struct entry entry = {.part = {.since_ns = bpf_ktime_get_ns()}};
 	struct conn conn;
 
-	if (newstate == TCP_SYN_RECV) /* a new child: what is left at its address is another's */
-		bpf_map_delete_elem(&queued, &key);
-	if (oldstate == TCP_SYN_RECV && newstate == TCP_ESTABLISHED &&
-	    read_conn(&conn, sk, direct) && want_conn(&conn))
-		remember(&queued, &key, &now);
+	if (newstate == TCP_SYN_RECV) { /* a new child: what is left at its address is another's */
+		forget(sk);
+		return;
+	}
+	if (newstate == TCP_SYN_SENT || newstate == TCP_LISTEN ||
+	    !read_closed_conn(&conn, sk, direct) || !want_conn(&conn))
+		return;
+	if (newstate != TCP_ESTABLISHED)
+		found_accepted(ctx, sk, oldstate, newstate, &conn, owned, direct);
+	else if (oldstate == TCP_SYN_RECV && !sk_read(sk, sk_socket, direct))
+		follow(sk, &entry);
 }
 
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
 {
-	__u64 key = (__u64)sk;
-
-	bpf_map_delete_elem(&queued, &key);
+	forget(sk);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -4,8 +4,9 @@
 
 enum progress { /* of a connection */
 		UNSHOWN,
-		QUEUED, /* established, and nobody has accepted it */
-		OPEN,	/* its beginning was shown, its end is due */
+		QUEUED,	 /* established, and nobody was seen to accept it */
+		GRAFTED, /* accepted, which was not seen, and at its end */
+		OPEN,	 /* its beginning was shown, its end is due */
 };
 
 struct part {
@@ -112,6 +113,32 @@ static __always_inline bool is_closing(int oldstate, int newstate)
 	}
 }
 
+/*
+ * A connection that nobody was seen to accept ends. If a process has it all the same, it came by a
+ * way that the tracepoints of accept(2) do not tell of: from a 32-bit program, or io_uring. An
+ * accept() on another CPU may also be about to return, unless a process acts on it already.
+ */
+static __always_inline void closing_queued(void *ctx, struct entry *entry, struct sock *sk,
+					   int oldstate, int newstate, const struct conn *conn,
+					   const bool owned, const bool direct)
+{
+	struct owner owner;
+
+	if (!sk_read(sk, sk_socket, direct) || !want_conn(conn))
+		return;
+	changing_owner(&owner, entry, sk, conn->netns, oldstate, newstate, owned, direct);
+	if (!owner.pid) {
+		if (newstate == TCP_CLOSE)
+			entry->part.progress = GRAFTED;
+		return;
+	}
+	entry->part.progress = UNSHOWN;
+	if (!owner.wanted)
+		return;
+	send(ctx, conn, &owner, ACTION_ACCEPT);
+	send(ctx, conn, &owner, ACTION_CLOSE);
+}
+
 static __always_inline void closing(void *ctx, struct sock *sk, int oldstate, int newstate,
 				    const struct conn *conn, const bool owned, const bool direct)
 {
@@ -121,8 +148,11 @@ static __always_inline void closing(void *ctx, struct sock *sk, int oldstate, in
 	/* Nobody ever had it: it waits to be accepted, or never was established. */
 	if (!entry && (oldstate == TCP_SYN_RECV || !sk_read(sk, sk_socket, direct)))
 		return;
-	if (entry && (entry->part.progress == QUEUED ||
-		      (oldstate == TCP_SYN_RECV && entry->part.progress != OPEN)))
+	if (entry && entry->part.progress == QUEUED) {
+		closing_queued(ctx, entry, sk, oldstate, newstate, conn, owned, direct);
+		return;
+	}
+	if (entry && oldstate == TCP_SYN_RECV && entry->part.progress != OPEN)
 		return;
 	changing_owner(&owner, entry, sk, conn->netns, oldstate, newstate, owned, direct);
 	if (entry)
@@ -156,12 +186,18 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
 {
 	struct entry *entry = find(sk);
+	struct owner owner;
 	struct conn conn;
 
 	if (!entry)
 		return;
-	if (entry->part.progress == OPEN && read_closed_conn(&conn, sk, direct))
-		send(ctx, &conn, &entry->owner, ACTION_CLOSE);
+	if (entry->part.progress >= GRAFTED && read_closed_conn(&conn, sk, direct)) {
+		kept_owner(&owner, entry, sk, conn.netns, direct);
+		if (entry->part.progress == GRAFTED && owner.wanted)
+			send(ctx, &conn, &owner, ACTION_ACCEPT);
+		if (owner.wanted)
+			send(ctx, &conn, &owner, ACTION_CLOSE);
+	}
 	forget(sk);
 }
 

@@ -16,90 +16,100 @@ static __always_inline void destroy(void *ctx, struct sock *sk, const bool direc
 
 /*
  * Since Linux 6.1 (05b24ff9b2cf) a program is skipped that comes while it runs on the same CPU
- * already, as when a packet's change of state interrupts a system call's. So there are two: one
- * for changes under a task's lock, which interrupt nothing, and one for all others, which hardly
- * anything interrupts.
+ * already, as when a packet's change of state interrupts a system call's. So there are two: the
+ * second one does in a softirq what the first one was skipped for. An interrupt may come to either
+ * of them, and never to both.
  *
- * The kernel counts a skipped program as missed, also the first one in an interrupt, where it has
- * nothing to do. Those are counted here, so that user space can take them off.
+ * The kernel counts each skipped program as missed. What the other one did is counted here, so that
+ * user space can take it off.
  */
-__u64 harmless_misses;
+__u64 made_up_for;
 
-enum task_program { /* whether it runs on this CPU */
-		    IDLE,
-		    RUNNING,
-		    ENTERED_AGAIN, /* by an interrupt: the kernel does not skip it */
+struct seen {
+	__u64 sk; /* 0: none */
+	int newstate;
 };
 
+/* The softirq's change that the first program has seen and the second has not, per CPU. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u32);
-} task_programs SEC(".maps");
+	__type(value, struct seen);
+} seen_change SEC(".maps");
+
+static __always_inline struct seen *seen_here(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&seen_change, &zero);
+}
 
 static __always_inline bool is_owned(struct sock *sk, const bool direct)
 {
 	return sk_read(sk, sk_lock.owned, direct);
 }
 
-static __always_inline int change_in_task(void *ctx, struct sock *sk, int oldstate, int newstate,
-					  const bool direct)
+static __always_inline int change(void *ctx, struct sock *sk, int oldstate, int newstate,
+				  const bool direct)
 {
-	__u32 zero = 0, *program = bpf_map_lookup_elem(&task_programs, &zero);
+	bool owned = is_owned(sk, direct);
+	struct seen *seen;
 
-	if (!program)
+	if (!is_tcp(sk, direct))
 		return 0;
-	if (!is_owned(sk, direct)) {
-		if (*program == RUNNING)
-			*program = ENTERED_AGAIN;
+	seen = owned ? NULL : seen_here();
+	if (seen) {
+		if (seen->sk) /* the second program was skipped then */
+			__sync_fetch_and_add(&made_up_for, 1);
+		seen->sk = (__u64)sk;
+		seen->newstate = newstate;
+	}
+	transition(ctx, sk, oldstate, newstate, owned, direct);
+	return 0;
+}
+
+static __always_inline int change_again(void *ctx, struct sock *sk, int oldstate, int newstate,
+					const bool direct)
+{
+	struct seen *seen;
+
+	if (is_owned(sk, direct) || !is_tcp(sk, direct))
+		return 0;
+	seen = seen_here();
+	if (!seen)
+		return 0;
+	if (seen->sk == (__u64)sk && seen->newstate == newstate) {
+		seen->sk = 0;
 		return 0;
 	}
-	*program = RUNNING;
-	if (is_tcp(sk, direct))
-		transition(ctx, sk, oldstate, newstate, true, direct);
-	*program = IDLE;
-	return 0;
-}
-
-static __always_inline int change_in_softirq(void *ctx, struct sock *sk, int oldstate, int newstate,
-					     const bool direct)
-{
-	__u32 zero = 0, *program = bpf_map_lookup_elem(&task_programs, &zero);
-
-	if (!program || is_owned(sk, direct))
-		return 0;
-	if (*program == RUNNING)
-		__sync_fetch_and_add(&harmless_misses, 1);
-	else if (*program == ENTERED_AGAIN)
-		*program = RUNNING;
-	if (is_tcp(sk, direct))
-		transition(ctx, sk, oldstate, newstate, false, direct);
+	__sync_fetch_and_add(&made_up_for, 1);
+	transition(ctx, sk, oldstate, newstate, false, direct);
 	return 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(task_change_btf, struct sock *sk, int oldstate, int newstate)
+int BPF_PROG(change_btf, struct sock *sk, int oldstate, int newstate)
 {
-	return change_in_task(ctx, sk, oldstate, newstate, true);
+	return change(ctx, sk, oldstate, newstate, true);
 }
 
 SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(softirq_change_btf, struct sock *sk, int oldstate, int newstate)
+int BPF_PROG(change_again_btf, struct sock *sk, int oldstate, int newstate)
 {
-	return change_in_softirq(ctx, sk, oldstate, newstate, true);
+	return change_again(ctx, sk, oldstate, newstate, true);
 }
 
 SEC("raw_tp/inet_sock_set_state")
-int BPF_PROG(task_change_raw, struct sock *sk, int oldstate, int newstate)
+int BPF_PROG(change_raw, struct sock *sk, int oldstate, int newstate)
 {
-	return change_in_task(ctx, sk, oldstate, newstate, false);
+	return change(ctx, sk, oldstate, newstate, false);
 }
 
 SEC("raw_tp/inet_sock_set_state")
-int BPF_PROG(softirq_change_raw, struct sock *sk, int oldstate, int newstate)
+int BPF_PROG(change_again_raw, struct sock *sk, int oldstate, int newstate)
 {
-	return change_in_softirq(ctx, sk, oldstate, newstate, false);
+	return change_again(ctx, sk, oldstate, newstate, false);
 }
 
 /* It runs with softirqs off, so that it interrupts nothing. */

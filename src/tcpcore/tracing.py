@@ -129,9 +129,9 @@ class Trace:
     def losses(self) -> Losses:
         """Everything lost since the start. The kernel's record of a full ring comes late or never,
         our own count leaves out what the kernel refused elsewhere: the larger is right."""
-        names = ("lost_ring", "lost_map", "harmless_misses")
-        ring, sockets, harmless = self.program.counters(*names)
-        missed = max(0, self.program.missed() - harmless)
+        names = ("lost_ring", "lost_map", "made_up_for")
+        ring, sockets, made_up_for = self.program.counters(*names)
+        missed = max(0, self.program.missed() - made_up_for)
         return Losses(max(self._lost, ring), sockets, missed, self._malformed)
 
 

@@ -64,7 +64,7 @@ TOOL = Tool(
         col.NETNS,
     ),
     variants=hooks.accepting(),
-    sockets=("queued",),
+    sockets=("sockets",),
 )
 
 
