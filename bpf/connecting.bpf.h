@@ -204,12 +204,14 @@ static __always_inline int failure(struct sock *sk, const struct start *start, c
 {
 	int error = sk_read(sk, sk_err, direct);
 
-	if (error || start->caller == current_thread())
+	if (error)
 		return error;
-	/* Closed by its own process. A socket that connect() still works on is not yet connecting. */
-	if (sk_read(sk, sk_shutdown, direct) != SHUTDOWN_MASK && is_unconnected(sk, direct))
-		return EADDRNOTAVAIL;
-	return ECONNABORTED;
+	if (sk_read(sk, sk_shutdown, direct) == SHUTDOWN_MASK) /* closed by its own process */
+		return ECONNABORTED;
+	if (start->caller == current_thread())
+		return 0;
+	/* A socket that connect() still works on is not yet connecting. */
+	return is_unconnected(sk, direct) ? EADDRNOTAVAIL : ECONNABORTED;
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,

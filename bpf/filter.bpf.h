@@ -45,6 +45,40 @@ struct {
 	__type(value, __u64);
 } target_cgroupmap SEC(".maps"), target_mntnsmap SEC(".maps");
 
+/*
+ * Mount namespaces of threads that exit: do_exit() takes a thread out of its namespaces before it
+ * closes its files. Filled only for --mntnsmap; the oldest go by themselves.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32); /* thread */
+	__type(value, __u64);
+} exiting SEC(".maps");
+
+SEC("raw_tp/sched_process_exit")
+int thread_exits(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *task = current_task();
+	__u64 namespace = mount_namespace(task);
+	__u32 thread = BPF_CORE_READ(task, pid);
+
+	bpf_map_update_elem(&exiting, &thread, &namespace, BPF_ANY);
+	return 0;
+}
+
+/* 0: not known. */
+static __always_inline __u64 last_mount_namespace(struct task_struct *task)
+{
+	__u32 thread = BPF_CORE_READ(task, pid);
+	__u64 *found, namespace = mount_namespace(task);
+
+	if (namespace)
+		return namespace;
+	found = bpf_map_lookup_elem(&exiting, &thread);
+	return found ? *found : 0;
+}
+
 static __always_inline bool in_list(const volatile __u32 *list, __u32 count, __u32 value)
 {
 #pragma clang loop unroll(disable)
@@ -133,7 +167,7 @@ static __always_inline bool want_task(struct task_struct *task, __u32 pid, const
 		return false;
 	if (target_cgroupmap_set && !in_pinned_map(&target_cgroupmap, cgroup_id))
 		return false;
-	if (target_mntnsmap_set && !in_pinned_map(&target_mntnsmap, mount_namespace(task)))
+	if (target_mntnsmap_set && !in_pinned_map(&target_mntnsmap, last_mount_namespace(task)))
 		return false;
 	return want_comm(comm) && want_cgroup(task);
 }

@@ -110,10 +110,12 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 
 	if (!read_conn(&conn, sk, direct))
 		return;
-	/* A new child: what is left at its address is another's. */
-	if (oldstate == TCP_LISTEN && newstate == TCP_SYN_RECV)
-		forget_held(sk);
 	entry = find(sk);
+	/* It begins, or begins anew: what is left at its address is another's. */
+	if (entry && (oldstate == TCP_CLOSE || newstate == TCP_SYN_RECV)) {
+		forget_held(sk);
+		entry = NULL;
+	}
 	/* Otherwise a change was missed, and nobody knows when the socket came to its old state. */
 	if (entry && entry->part.state == oldstate)
 		since = entry->part.since_ns;

@@ -72,6 +72,10 @@ class Filters:
                 rodata[f"target_{name}_set"] = 1
         return rodata
 
+    def hooks(self) -> tuple[str, ...]:
+        """The programs that the filters themselves need attached, by section."""
+        return ("raw_tp/sched_process_exit",) if self.mntnsmap else ()
+
     def pins(self) -> dict[str, Path]:
         """The pinned maps, by the name of the map of filter.bpf.h whose place they take."""
         pins = {"target_cgroupmap": self.cgroupmap, "target_mntnsmap": self.mntnsmap}

@@ -9,7 +9,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 from tcpcore import fields, privilege
@@ -152,8 +152,9 @@ def opened(tool: Tool, filters: Filters, machinery: Machinery) -> Iterator[Trace
         pins=filters.pins(),
         rings={"events": machinery.buffer},
     )
+    variants = [replace(v, optional=(*filters.hooks(), *v.optional)) for v in tool.variants]
     derive = tool.derive() if tool.derive else nullcontext()
-    with derive as derived, attached(path, tool.variants, settings) as program:
+    with derive as derived, attached(path, variants, settings) as program:
         if tool.seed:
             program.iterate(tool.seed)
         yield Trace(tool, program, derived)

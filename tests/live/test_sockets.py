@@ -12,7 +12,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -371,24 +371,31 @@ def pin(path: Path, key: int) -> Path:
     return path
 
 
+def join(group: Path) -> None:
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+
+
 @contextmanager
-def held_in(group: Path) -> Iterator[tuple[int, int]]:
-    """A connection of a process in this cgroup, that does nothing; the process and its port."""
-    (told, tell), (waiting, end) = os.pipe(), os.pipe()
+def held_by(prepare: Callable[[], object]) -> Iterator[tuple[int, int]]:
+    """A connection of a process that is so prepared and does nothing; the process and its port.
+    The process ends with the block, and closes nothing before."""
+    # Sockets: tracers close those that they inherit, so that the end is ours alone.
+    (told, tell), (waiting, end) = os.pipe(), socket.socketpair()
 
     def hold(port: int) -> None:
-        os.close(end)
-        (group / "cgroup.procs").write_text(str(os.getpid()))
-        with harness.connect("127.0.0.1", port) as client:
-            os.write(tell, client.getsockname()[1].to_bytes(2, "little"))
-            os.read(waiting, 1)
+        end.close()
+        prepare()
+        client = harness.connect("127.0.0.1", port)
+        os.write(tell, client.getsockname()[1].to_bytes(2, "little"))
+        waiting.recv(1)
+        os._exit(0)
 
-    with harness.listener() as server:
+    with harness.listener() as server, waiting:
         child = harness.fork(lambda: hold(server.getsockname()[1]))
         try:
             yield child, int.from_bytes(os.read(told, 2), "little")
         finally:
-            os.close(end)
+            end.close()
             assert harness.reap(child) == 0
 
 
@@ -407,7 +414,7 @@ def test_older_sessions_of_a_group(option: str, pins: Path) -> None:
             "--mntnsmap": (pin(pins / "c", mounts), pin(pins / "d", mounts + 1)),
         }
         try:
-            with held_in(inner) as (pid, port):
+            with held_by(lambda: join(inner)) as (pid, port):
                 found = []
                 for value in values[option]:
                     arguments = ("--all", "--open", option, str(value))
@@ -416,6 +423,23 @@ def test_older_sessions_of_a_group(option: str, pins: Path) -> None:
         finally:
             inner.rmdir()
     assert [[e["pid"] for e in rows] for rows in found] == [[pid], []]
+
+
+def test_a_mount_namespace_that_is_left_at_the_exit(pins: Path) -> None:
+    """A process that exits has no namespaces any more when its sockets are closed."""
+
+    def unshare() -> None:
+        assert ctypes.CDLL(None).unshare(harness.CLONE_NEWNS) == 0
+
+    with ExitStack() as stack:
+        pid, port = stack.enter_context(held_by(unshare))
+        inode = Path(f"/proc/{pid}/ns/mnt").stat().st_ino
+        path = str(pin(pins / "map", inode))
+        with tracer("states", "--json", "--mntnsmap", path) as running:
+            stack.pop_all().close()
+            rows = [e for e in running.events() if e["lport"] == port]
+    assert rows[0]["newstate"] == "FIN_WAIT1"
+    assert {e["pid"] for e in rows} == {pid}
 
 
 def nft(namespace: Namespace, rule: str) -> None:
