@@ -19,6 +19,8 @@ struct {
 
 __u64 lost_ring; /* events that found the perf ring full */
 __u64 lost_map;	 /* sockets that found a map full: nothing can be told of them */
+/* The kernel counts each skipped program as missed; of these, another program did the work. */
+__u64 made_up_for;
 
 /*
  * The kernel's own PERF_RECORD_LOST comes only with the next event that fits, which a trace that

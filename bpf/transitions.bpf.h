@@ -6,6 +6,7 @@
 #ifndef TCPCORE_TRANSITIONS_BPF_H
 #define TCPCORE_TRANSITIONS_BPF_H
 
+#include "output.bpf.h"
 #include "sock.bpf.h"
 #include <bpf/bpf_tracing.h>
 
@@ -19,11 +20,7 @@ static __always_inline void destroy(void *ctx, struct sock *sk, const bool direc
  * already, as when a packet's change of state interrupts a system call's. So there are two: the
  * second one does in a softirq what the first one was skipped for. An interrupt may come to either
  * of them, and never to both.
- *
- * The kernel counts each skipped program as missed. What the other one did is counted here, so that
- * user space can take it off.
  */
-__u64 made_up_for;
 
 struct seen {
 	__u64 sk; /* 0: none */
