@@ -131,6 +131,9 @@ class Common:
     fail_on_loss: Annotated[
         bool, _option(_HOW, "Exit with 5 when anything was lost.", "--fail-on-loss")
     ] = False
+    keep_privileges: Annotated[
+        bool, _option(_HOW, "Stay root, with all capabilities.", "--keep-privileges")
+    ] = False
     verbose: Annotated[
         int,
         _option(

@@ -68,7 +68,8 @@ def stream(tool: Tool, common: Common, report: Callable[[Trace], Writer] | None 
     limits = Limits(common)
     chosen, machinery = common.filters(), common.machinery()
     with opened(tool, chosen, machinery) as trace, _output(common) as stream:
-        privilege.drop()
+        if not common.keep_privileges:
+            privilege.drop(trace.losses)
         if common.verbose:
             _explain(trace)
         # What start-up made stays: the collector need not look at it after each few records.
