@@ -162,6 +162,7 @@ def describe(losses: Losses) -> str:
         f"{losses.map} sockets found a map full (a larger --map-size helps)": losses.map,
         f"{losses.missed} events came while the program ran already": losses.missed,
         f"{losses.malformed} records could not be decoded": losses.malformed,
+        f"{losses.answers} DNS packets came too fast to be read": losses.answers,
     }
     return "lost so far: " + "; ".join(text for text, number in causes.items() if number)
 

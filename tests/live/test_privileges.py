@@ -165,7 +165,7 @@ def test_nothing_is_opened_or_imported_later(arguments: tuple[str, ...]) -> None
     ]
 
 
-@pytest.mark.parametrize("missing", ["setuid", "setgid", "setpcap", "sys_admin"])
+@pytest.mark.parametrize("missing", ["setuid", "setgid", "setpcap"])
 def test_one_capability_less(missing: str) -> None:
     """What it may not give up it keeps; it traces, and ends well."""
     child = subprocess.Popen(
