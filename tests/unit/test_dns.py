@@ -689,27 +689,32 @@ def test_an_unknown_name() -> None:
     assert shown(Csv, None, None).endswith(",ok,,")
 
 
-def named(question: bytes, raddr: str = V4) -> list[Any]:
-    """What is put behind a connect to `raddr` 2 s after an answer to this question."""
-    sniffer = SimpleNamespace(names=learned(raw(question, ADDRESS)), read=lambda: None)
+def named(names: object, raddr: str = V4) -> list[Any]:
+    """What is put behind a connect that began at 3 s."""
+    sniffer = SimpleNamespace(names=names, read=lambda: None)
     namer = dns.Namer(cast(dns.Sniffer, sniffer), ("ts_ns", "duration_ns", "raddr"))
     (record,) = namer([(4 * SECOND, SECOND, address(raddr))])
     return list(record[3:])
 
 
 def test_the_age_counts_from_the_begin_of_the_connect() -> None:
-    assert named(b"\3www\0\0\1\0\1") == ["www", 2 * SECOND]
-    assert named(b"\3www\0\0\1\0\1", "127.0.0.1") == ["localhost", None]
-    assert named(b"\3www\0\0\1\0\1", "192.0.2.77") == [None, None]
+    names = learned(answer("www", V4))
+    assert named(names) == ["www", 2 * SECOND]
+    assert named(names, "127.0.0.1") == ["localhost", None]
+    assert named(names, "192.0.2.77") == [None, None]
 
 
 @pytest.mark.parametrize(
     "label", [b"\x1b[2J\x1b]0;x\x07", b"two\r\nlines", "\u202eevil\u200b".encode(), b"\x9b2J"[1:]]
 )
 def test_a_hostile_name_does_nothing_to_a_terminal(label: bytes) -> None:
-    name, _ = named(bytes([len(label)]) + label + b"\0\0\1\0\1")
-    assert name.isascii()
-    assert name.isprintable()
+    """Whether the parser escapes it or not."""
+    names = learned(raw(bytes([len(label)]) + label + b"\0\0\1\0\1", ADDRESS))
+    as_it_is = SimpleNamespace(name=lambda *_: (label.decode(), 0))
+    for each in (names, as_it_is):
+        name, _ = named(each)
+        assert name.isascii()
+        assert name.isprintable()
 
 
 # Where it cannot be.
