@@ -51,7 +51,10 @@ _SO_ATTACH_FILTER, _SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 26, 33, 35
 _SOL_PACKET, _PACKET_STATISTICS = 263, 6
 _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
 _RECEIVE_BUFFER = 4 << 20
-_DRAIN_NS = _SECOND // 200  # for the packets of one socket: the rings have to be read as well
+
+# Of one socket in a drain, as the rings have to be read as well: not a time, which would be over
+# too soon on a busy host.
+_MOST_PACKETS, _MOST_BYTES = 512, 256 << 10
 _LARGEST = 256 << 10  # a packet that GRO put together may exceed 64 KiB
 
 
@@ -371,7 +374,7 @@ class Sniffer:
     def read(self) -> None:
         """Take in the packets that wait, into `names`; it never blocks.
 
-        After some milliseconds, or with one that came meanwhile, the rest may wait: else a flood
+        Beyond a number of them, or with one that came meanwhile, the rest may wait: else a flood
         would keep us here.
         """
         # In this order: an interruption in between makes answers older, not younger than a connect.
@@ -382,13 +385,14 @@ class Sniffer:
 
     def _drain(self, source: socket.socket, until: int, offset: int) -> None:
         """offset: of CLOCK_REALTIME to CLOCK_MONOTONIC."""
-        seen, end = 0, time.monotonic_ns() + _DRAIN_NS
-        while seen <= until and time.monotonic_ns() < end:
+        seen = packets = size = 0
+        while seen <= until and packets < _MOST_PACKETS and size < _MOST_BYTES:
             try:
                 packet, stamp = self._receive(source)
             except BlockingIOError:
                 return
             seen = stamp - offset
+            packets, size = packets + 1, size + len(packet)
             for message in self._packets.messages(packet):
                 self.names.learn(message, seen)
 

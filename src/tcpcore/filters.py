@@ -219,12 +219,20 @@ def _is_cgroup(path: Path) -> bool:
 
 
 def cgroup_root(option: str = "--cgroup") -> Path:
-    """Where cgroup v2 is mounted (proc(5), mounts); UsageError where it is not."""
+    """Where cgroup v2 is mounted; UsageError where it is not."""
+    found = mounted("cgroup2")
+    if found is None:
+        raise UsageError(f"{option}: no cgroup v2 hierarchy is mounted here, and it needs one")
+    return found
+
+
+def mounted(kind: str) -> Path | None:
+    """Where a file system of this type is mounted first (proc(5), mounts); None: nowhere."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, where, kind, *_ = line.split()
-        if kind == "cgroup2":
+        _, where, found, *_ = line.split()
+        if found == kind:
             return Path(where)
-    raise UsageError(f"{option}: no cgroup v2 hierarchy is mounted here")
+    return None
 
 
 def _split(texts: Iterable[str]) -> list[str]:

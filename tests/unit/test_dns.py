@@ -778,27 +778,14 @@ class FakeSocket:
         self.closed = True
 
 
-class Clock:
-    """CLOCK_MONOTONIC begins at 50 s; each look at it takes `step` ns."""
-
-    OFFSET = 1_700_000_000 * SECOND  # what CLOCK_REALTIME has more
-
-    def __init__(self) -> None:
-        self.now, self.step = 50 * SECOND, 0
-
-    def monotonic_ns(self) -> int:
-        self.now += self.step
-        return self.now
-
-    def time_ns(self) -> int:
-        return self.now + self.OFFSET
+OFFSET = 1_700_000_000 * SECOND  # what CLOCK_REALTIME has more than CLOCK_MONOTONIC
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(dns, "time", clock)
-    return clock
+def clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CLOCK_MONOTONIC stands at 50 s."""
+    now = {"monotonic_ns": lambda: 50 * SECOND, "time_ns": lambda: OFFSET + 50 * SECOND}
+    monkeypatch.setattr(dns, "time", SimpleNamespace(**now))
 
 
 @contextmanager
@@ -811,13 +798,13 @@ def sniffing(
     assert ipv4.closed and ipv6.closed
 
 
-def test_reading_packets(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+def test_reading_packets(monkeypatch: pytest.MonkeyPatch, clocks: None) -> None:
     """Of both families, each drained to its end."""
     four = FakeSocket(
-        (ipv4(UDP, udp(HELLO)), clock.OFFSET + 40 * SECOND),
-        (ipv4(UDP, udp(HELLO)), clock.OFFSET + 40 * SECOND + 20_000),
+        (ipv4(UDP, udp(HELLO)), OFFSET + 40 * SECOND),
+        (ipv4(UDP, udp(HELLO)), OFFSET + 40 * SECOND + 20_000),
     )
-    six = FakeSocket((ipv6(TCP, tcp(framed(WORLD))), clock.OFFSET + 49 * SECOND))
+    six = FakeSocket((ipv6(TCP, tcp(framed(WORLD))), OFFSET + 49 * SECOND))
     with sniffing(monkeypatch, four, six) as sniffer:
         sniffer.read()
         assert sniffer.names.name(address(V4), 41 * SECOND) == ("hello.example", SECOND)
@@ -825,30 +812,31 @@ def test_reading_packets(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
         sniffer.read()
 
 
-def test_a_flood_does_not_keep_us(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+def test_a_flood_does_not_keep_us(monkeypatch: pytest.MonkeyPatch, clocks: None) -> None:
     """Packets that came after the call are for the next one."""
     packet = ipv4(UDP, udp(HELLO))
-    four = FakeSocket(*((packet, clock.OFFSET + (45 + i) * SECOND) for i in range(20)))
+    four = FakeSocket(*((packet, OFFSET + (45 + i) * SECOND) for i in range(20)))
     with sniffing(monkeypatch, four, FakeSocket()) as sniffer:
         sniffer.read()
         assert len(four.waiting) == 13
 
 
-def test_a_full_queue_does_not_keep_us(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    """After 5 ms the rings have their turn; one family's flood is not the other's."""
-    flood = [(ipv4(UDP, udp(HELLO)), clock.OFFSET + 40 * SECOND)] * 1000
+@pytest.mark.parametrize(("size", "read"), [(100, 512), (60_000, 5)])
+def test_a_full_queue_does_not_keep_us(
+    monkeypatch: pytest.MonkeyPatch, clocks: None, size: int, read: int
+) -> None:
+    """The rings have their turn; and one family's flood is not the other's."""
+    packet = ipv4(UDP, udp(HELLO)).ljust(size, b"\0")
+    flood = [(packet, OFFSET + 40 * SECOND)] * 1000
     four, six = FakeSocket(*flood), FakeSocket(*flood)
-    clock.step = MS
     with sniffing(monkeypatch, four, six) as sniffer:
         sniffer.read()
-        assert 1000 > len(four.waiting) >= 994
-        assert len(six.waiting) == len(four.waiting)
-        for _ in range(2000):
-            sniffer.read()
-        assert not four.waiting and not six.waiting
+        assert len(six.waiting) == len(four.waiting) == 1000 - read
+        sniffer.read()
+        assert len(six.waiting) == len(four.waiting) == max(0, 1000 - 2 * read)
 
 
-def test_what_the_sockets_drop_adds_up(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+def test_what_the_sockets_drop_adds_up(monkeypatch: pytest.MonkeyPatch, clocks: None) -> None:
     four, six = FakeSocket(drops=(3, 0, 2)), FakeSocket(drops=(0, 40, 0))
     with sniffing(monkeypatch, four, six) as sniffer:
         namer = dns.Namer(sniffer, ("ts_ns", "duration_ns", "raddr"))
