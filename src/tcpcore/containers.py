@@ -19,6 +19,7 @@ from tcpcore import filters
 from tcpcore.errors import UsageError
 
 PROC = Path("/proc")
+_HOST = "pid:[4026531836]"  # include/linux/proc_ns.h, PROC_PID_INIT_INO
 
 # Relative to the root of the file system.
 DOCKER = ("var/lib/docker/containers/*/config.v2.json",)
@@ -44,6 +45,29 @@ _ID_PREFIX = re.compile(r"[0-9a-f]{4,64}")
 _USER_SLICE = re.compile(r"user\.slice/user-([0-9]{1,10})\.slice/.*")
 _SHOWN = 10  # candidates in an error message
 _LARGEST = 4 << 20  # bytes of a state file: two thousand containers
+
+
+def host_pid(pid: int, namespace: str | None = None, proc: Path = PROC) -> int:
+    """The number of a process in the host's pid namespace, which is what the kernel side compares.
+
+    namespace: the pid namespace in which it is `pid`, as for outer_pid(); None for our own. Raises
+    UsageError, also where /proc does not tell the host's numbers.
+    """
+    own = _link(proc / "self") or _HOST  # absent in a kernel without pid namespaces
+    option = "--pid" if namespace is None else "--pidns"
+    if own != _HOST and not _shows_host(proc):
+        raise UsageError(
+            f"{option}: in this pid namespace the host's process ids are not known; use --cgroup "
+            "or --comm, or run tcpcore in the host's (docker run --pid=host, nsenter -t 1 -p)"
+        )
+    if namespace is None and own == _HOST:
+        return pid
+    return outer_pid(option, namespace or own, pid, proc)
+
+
+def _shows_host(proc: Path) -> bool:
+    """Whether it is the host's /proc: that of a pid namespace shows what is in it or below."""
+    return any(_link(process) == _HOST for process in proc.iterdir() if process.name.isdigit())
 
 
 def outer_pid(option: str, namespace: str, pid: int, proc: Path = PROC) -> int:

@@ -12,7 +12,7 @@ import pytest
 from tcpcore import containers, filters
 from tcpcore.errors import UsageError
 
-HOST, INNER, OTHER = 4026531836, 4026532201, 4026532300
+HOST, INNER, OTHER = 4026531836, 4026532201, 4026532300  # the first is that of every host
 
 WEB = "abcd" + "1" * 60
 DB = "abcd" + "2" * 60
@@ -29,6 +29,11 @@ def process(proc: Path, pid: int, namespace: int, *inner: int) -> None:
     (proc / str(pid) / "status").write_text(
         f"Name:\tx\nTgid:\t{pid}\nNStgid:\t{pids}\nNSpid:\t{pids}\nNSpgid:\t{pids}\n"
     )
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "_HOST", f"pid:[{HOST}]")
 
 
 @pytest.fixture
@@ -76,6 +81,44 @@ def test_no_such_process(proc: Path, namespace: str, says: str) -> None:
         containers.outer_pid("--pidns", namespace, 8, proc)
     assert str(e.value).startswith("--pidns: ")
     assert says in str(e.value)
+
+
+def become(proc: Path, pid: int) -> None:
+    (proc / "self").unlink()
+    (proc / "self").symlink_to(str(pid))
+
+
+def test_a_process_of_the_host_means_the_hosts_numbers(proc: Path) -> None:
+    assert containers.host_pid(7, None, proc) == 7
+    assert containers.host_pid(4_000_000, None, proc) == 4_000_000  # there may be one soon
+    assert containers.host_pid(7, "500", proc) == 507
+
+
+def test_a_process_in_a_pid_namespace_means_its_own_numbers(proc: Path) -> None:
+    """If it sees the host's /proc."""
+    become(proc, 500)
+    assert containers.host_pid(7, None, proc) == 507
+    assert containers.host_pid(1, None, proc) == 500
+    assert containers.host_pid(7, f"{OTHER}", proc) == 600
+    with pytest.raises(UsageError, match="--pid: there is no process 8"):
+        containers.host_pid(8, None, proc)
+
+
+@pytest.mark.parametrize("namespace", [None, "1", f"{INNER}"])
+def test_in_a_pid_namespace_without_the_hosts_proc(tmp_path: Path, namespace: str | None) -> None:
+    process(tmp_path, 1, INNER)
+    process(tmp_path, 7, INNER)
+    (tmp_path / "self").symlink_to("7")
+    with pytest.raises(UsageError) as e:
+        containers.host_pid(7, namespace, tmp_path)
+    assert str(e.value).startswith("--pid: " if namespace is None else "--pidns: ")
+    assert "--pid=host" in str(e.value) and "--cgroup" in str(e.value)
+
+
+def test_a_kernel_without_pid_namespaces(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "self").symlink_to("7")
+    assert containers.host_pid(7, None, tmp_path) == 7
 
 
 def test_the_real_proc_knows_this_process() -> None:
