@@ -15,8 +15,8 @@ from tcpcore.errors import LibbpfError, PrivilegeError
 from tcpcore.loader import kernel
 from tcpcore.loader.ffi import libc
 
-_NOBODY = 65534  # Documentation/admin-guide/sysctl/fs.rst, overflowuid: also where no user has it
-_MAX_ID = (1 << 32) - 2  # the last one means "no change", setresuid(2)
+_NOBODY = 65534  # where no user has the name: proc_sys_fs(5), overflowuid
+_MAX_ID = (1 << 32) - 2  # setresuid(2): the next one means no change
 
 # include/uapi/linux/capability.h, prctl.h
 _CAP_SYS_ADMIN, _CAP_BPF = 1 << 21, 1 << 39
@@ -71,7 +71,7 @@ def _become(user: int, group: int) -> None:
         os.setgroups([])
     with suppress(OSError):
         os.setresgid(group, group, group)
-    libc().prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)  # they are told apart below
+    libc().prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)  # _needed() chooses
     with suppress(OSError):
         os.setresuid(user, user, user)
     libc().prctl(_PR_SET_KEEPCAPS, 0, 0, 0, 0)
