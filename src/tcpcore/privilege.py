@@ -15,7 +15,7 @@ from tcpcore.errors import LibbpfError, PrivilegeError
 from tcpcore.loader import kernel
 from tcpcore.loader.ffi import libc
 
-_NOBODY = 65534  # where no user has the name: proc_sys_fs(5), overflowuid
+_NOBODY = 65534  # where no user has the name: user_namespaces(7), overflowuid
 _MAX_ID = (1 << 32) - 2  # setresuid(2): the next one means no change
 
 # include/uapi/linux/capability.h, prctl.h
