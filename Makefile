@@ -117,7 +117,7 @@ endef
 $(VENV)/.ready: pyproject.toml | bpf
 	@echo >&2 "tcpcore: setting up $(VENV)"
 	$(Q)$(PYTHON) -m venv --clear $(VENV)
-	$(Q)$(BIN)/python -m pip install --quiet --editable .
+	$(Q)$(BIN)/python -m pip install --quiet --editable '.[dns]'
 	$(Q)touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready

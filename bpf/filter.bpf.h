@@ -101,13 +101,20 @@ static __always_inline bool in_bitmap(const volatile __u64 *bits, __u16 port)
 	return bits[bit / 64] >> (bit % 64) & 1;
 }
 
+/*
+ * A prefix that is shorter than the 96 bits of the v4-mapped form is one of IPv6: IPv4 addresses
+ * are not in ::/0.
+ */
 static __always_inline bool in_prefixes(const volatile struct prefix *list, __u32 count,
 					const union address *a)
 {
+	const bool v4 = is_v4mapped(a);
+
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < MAX_TARGETS && i < count; i++)
 		if ((a->halves[0] & list[i].mask.halves[0]) == list[i].address.halves[0] &&
-		    (a->halves[1] & list[i].mask.halves[1]) == list[i].address.halves[1])
+		    (a->halves[1] & list[i].mask.halves[1]) == list[i].address.halves[1] &&
+		    (!v4 || list[i].mask.words[2] == 0xffffffff))
 			return true;
 	return false;
 }

@@ -154,3 +154,11 @@ def test_make_alone_prints_help(small: Path) -> None:
     for target in ("demo", "test", "bpf", "wheel", "clean"):
         assert f"  {target} " in done.stdout
     assert not (small / "src").exists()
+
+
+def test_the_quick_start_brings_what_its_commands_need(small: Path) -> None:
+    """`connect --dns` is one of them."""
+    (small / "pyproject.toml").touch()
+    done = make(small, "-n", "small-venv/.ready", "VENV=small-venv")
+    assert done.returncode == 0
+    assert "pip install --quiet --editable '.[dns]'" in done.stdout

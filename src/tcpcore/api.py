@@ -18,7 +18,10 @@ from tcpcore.tool import Tool
 from tcpcore.tracing import Losses, Trace, opened
 
 # What only a command line can do.
-_NOT_HERE = {"json", "csv", "output", "wide", "timestamp", "time", "interval", "fail_on_loss"}
+_NOT_HERE = {
+    *("json", "csv", "output", "wide", "timestamp", "time", "interval"),
+    *("fail_on_loss", "keep_privileges"),
+}
 _COMMON = {f.name for f in dataclasses.fields(Common)} - _NOT_HERE
 
 

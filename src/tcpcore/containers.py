@@ -1,6 +1,7 @@
 """Containers, from what the kernel and the runtimes leave in files; no runtime is asked.
 
-A container's cgroup carries its id in its name. Names stand in the runtimes' own state files.
+A container's cgroup carries its id in its name. Names stand in the runtimes' own state files. Those
+in users' homes are read by root, and may be anything: a FIFO, a link, a device, a lie.
 """
 
 from __future__ import annotations
@@ -8,21 +9,27 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tcpcore import filters
 from tcpcore.errors import UsageError
 
 PROC = Path("/proc")
+_HOST = "pid:[4026531836]"  # include/linux/proc_ns.h, PROC_PID_INIT_INO
 
 # Relative to the root of the file system.
 DOCKER = ("var/lib/docker/containers/*/config.v2.json",)
 # Podman and CRI-O: `overlay` is the storage driver; `volatile-` are those made with --rm.
-STORAGE = (
-    "var/lib/containers/storage/*-containers/*containers.json",
-    "home/*/.local/share/containers/storage/*-containers/*containers.json",
+STORAGE = ("var/lib/containers/storage/*-containers/*containers.json",)
+# The same in a user's home. No wildcards: folders there may be of any length.
+IN_HOME = tuple(
+    f".local/share/containers/storage/{driver}-containers/{file}.json"
+    for driver in ("overlay", "vfs", "btrfs", "zfs")
+    for file in ("containers", "volatile-containers")
 )
 CONTAINERD = (
     "run/containerd/io.containerd.runtime.v2.task/*/*/config.json",
@@ -34,7 +41,33 @@ _NAME_ANNOTATIONS = ("io.kubernetes.cri.container-name", "nerdctl/name")
 # crio-conmon-<id> are the monitors.
 _CGROUP = re.compile(r"(?:(?:docker|nerdctl|cri-containerd|crio|libpod)-)?([0-9a-f]{64})(\.scope)?")
 _ID_PREFIX = re.compile(r"[0-9a-f]{4,64}")
+# systemd's slice of all that a user runs, relative to the hierarchy; systemd.special(7).
+_USER_SLICE = re.compile(r"user\.slice/user-([0-9]{1,10})\.slice/.*")
 _SHOWN = 10  # candidates in an error message
+_LARGEST = 4 << 20  # bytes of a state file: two thousand containers
+
+
+def host_pid(pid: int, namespace: str | None = None, proc: Path = PROC) -> int:
+    """The number of a process in the host's pid namespace, which is what the kernel side compares.
+
+    namespace: the pid namespace in which it is `pid`, as for outer_pid(); None for our own. Raises
+    UsageError, also where /proc does not tell the host's numbers.
+    """
+    own = _link(proc / "self") or _HOST  # absent in a kernel without pid namespaces
+    option = "--pid" if namespace is None else "--pidns"
+    if own != _HOST and not _shows_host(proc):
+        raise UsageError(
+            f"{option}: in this pid namespace the host's process ids are not known; use --cgroup "
+            "or --comm, or run tcpcore in the host's (docker run --pid=host, nsenter -t 1 -p)"
+        )
+    if namespace is None and own == _HOST:
+        return pid
+    return outer_pid(option, namespace or own, pid, proc)
+
+
+def _shows_host(proc: Path) -> bool:
+    """Whether it is the host's /proc: that of a pid namespace shows what is in it or below."""
+    return any(_link(process) == _HOST for process in proc.iterdir() if process.name.isdigit())
 
 
 def outer_pid(option: str, namespace: str, pid: int, proc: Path = PROC) -> int:
@@ -79,86 +112,147 @@ def _innermost(process: Path) -> int | None:
     return int(pids[-1]) if pids else None
 
 
+class _Container(NamedTuple):
+    """user: in whose slice it runs; None for the system's."""
+
+    key: str
+    user: int | None
+    path: Path
+
+
+_Names = dict[tuple[str, int | None], set[str]]
+"""By id and user, as those of a user's files are for containers of that user alone."""
+
+
 def cgroup(option: str, text: str, hierarchy: Path | None = None, root: Path = Path("/")) -> Path:
     """The cgroup of a running container, by its id, the begin of its id, or its name.
 
     hierarchy: where cgroup v2 is mounted. root: of the runtimes' files. Raises UsageError.
     """
     running = _running(hierarchy or filters.cgroup_root(option))
-    names = _names(root)
+    names = _names(root, {one.user for one in running})
     found = _matching(text, running, names)
     if len(found) == 1:
-        return running[found[0]]
+        return found[0].path
     if found:
         raise UsageError(f"{option}: '{text}' is ambiguous: {_list(found, names)}")
-    there = f"there are: {_list(running, names)}" if running else "none runs here"
-    raise UsageError(f"{option}: '{text}' is no running container's id or name; {there}")
+    raise UsageError(
+        f"{option}: '{text}' is no running container's id or name; "
+        + (f"there are: {_list(running, names)}" if running else _nothing_runs())
+    )
 
 
-def _running(hierarchy: Path) -> dict[str, Path]:
-    """The cgroups of all containers by id; the outermost where a runtime nests several."""
-    found: dict[str, Path] = {}
+def _nothing_runs() -> str:
+    if filters.mounted("cgroup"):
+        return "none runs in cgroup v2, which is needed, and this host uses version 1 as well"
+    return "none runs here"
+
+
+def _running(hierarchy: Path) -> list[_Container]:
+    """All containers; the outermost cgroup where a runtime nests several.
+
+    A user may make a cgroup of any name: one with the id of a container of the system's is none.
+    """
+    found = []
     for folder, below, _ in os.walk(hierarchy):
         for name in below:
             match = _CGROUP.fullmatch(name)
-            if match:
-                found.setdefault(match[1], Path(folder, name))
-    return found
+            if match and match[1] not in folder:
+                path = Path(folder, name)
+                found.append(_Container(match[1], _user(path.relative_to(hierarchy)), path))
+    of_system = {one.key for one in found if one.user is None}
+    return [one for one in found if one.user is None or one.key not in of_system]
 
 
-def _matching(
-    text: str, running: Collection[str], names: Mapping[str, Collection[str]]
-) -> list[str]:
-    """As Docker does: a name goes before the begin of an id."""
-    named = [key for key in running if text in names.get(key, ())]
-    if named or not _ID_PREFIX.fullmatch(text):
-        return named
-    return [key for key in running if key.startswith(text)]
+def _user(path: Path) -> int | None:
+    match = _USER_SLICE.fullmatch(str(path))
+    return int(match[1]) if match else None
 
 
-def _list(keys: Collection[str], names: Mapping[str, Collection[str]]) -> str:
-    shown = [" ".join([key[:12], *sorted(names.get(key, ()))]) for key in sorted(keys)]
-    more = [f"and {len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []
-    return ", ".join(shown[:_SHOWN] + more)
+def _matching(text: str, running: Sequence[_Container], names: _Names) -> list[_Container]:
+    """As Docker does: an id, then a name, then the begin of an id.
+
+    What a user calls a container does not hide another whose id begins like that.
+    """
+    exact = [one for one in running if one.key == text]
+    named = [one for one in running if text in names.get(one[:2], ())]
+    if exact or not _ID_PREFIX.fullmatch(text) or any(one.user is None for one in named):
+        return exact or named
+    return [one for one in running if one in named or one.key.startswith(text)]
 
 
-def _names(root: Path) -> dict[str, set[str]]:
-    """The names of all containers that a runtime knows, by id."""
-    readers = (DOCKER, _docker), (STORAGE, _storage), (CONTAINERD, _containerd)
-    names: dict[str, set[str]] = {}
-    for patterns, reader in readers:
-        for pattern in patterns:
-            for path in root.glob(pattern):
-                for key, name in reader(path):
-                    names.setdefault(key, set()).add(name)
+def _list(found: Sequence[_Container], names: _Names) -> str:
+    first = sorted(found, key=lambda one: (one.key, one.path))[:_SHOWN]
+    shown = [_show(one, names.get(one[:2], set())) for one in first]
+    more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    return ", ".join(shown + more)
+
+
+def _show(one: _Container, names: set[str]) -> str:
+    """The begin of its id, its names if there is room, and whose it is."""
+    whose = [] if one.user is None else [f"(user {one.user})"]
+    return " ".join([one.key[:12], *[" ".join(sorted(names))[:60]] * bool(names), *whose])
+
+
+def _names(root: Path, users: set[int | None]) -> _Names:
+    """The names of all containers that a runtime knows.
+
+    users: who has containers. A file in a home counts for containers of the file's owner.
+    """
+    of_system = (DOCKER, _docker), (STORAGE, _storage), (CONTAINERD, _containerd)
+    names: _Names = {}
+    for patterns, reader in of_system:
+        for path, content, _ in _state(chain.from_iterable(map(root.glob, patterns))):
+            for key, name in reader(path, content):
+                names.setdefault((key, None), set()).add(name)
+    homes = root.glob("home/*") if users - {None} else ()
+    for path, content, owner in _state(home / file for home in homes for file in IN_HOME):
+        for key, name in _storage(path, content):
+            names.setdefault((key, owner), set()).add(name)
     return names
 
 
-def _docker(path: Path) -> Iterator[tuple[str, str]]:
-    match _read(path):
+def _docker(_: Path, content: Any) -> Iterator[tuple[str, str]]:
+    match content:
         case {"ID": str(key), "Name": str(name)}:
             yield key, name.removeprefix("/")
 
 
-def _storage(path: Path) -> Iterator[tuple[str, str]]:
-    content = _read(path)
+def _storage(_: Path, content: Any) -> Iterator[tuple[str, str]]:
     for entry in content if isinstance(content, list) else ():
         match entry:
             case {"id": str(key), "names": [*names]}:
                 yield from ((key, str(name)) for name in names)
 
 
-def _containerd(path: Path) -> Iterator[tuple[str, str]]:
-    match _read(path):
+def _containerd(path: Path, content: Any) -> Iterator[tuple[str, str]]:
+    match content:
         case {"annotations": dict(annotations)}:
             for annotation in _NAME_ANNOTATIONS:
                 if annotation in annotations:
                     yield path.parent.name, str(annotations[annotation])
 
 
-def _read(path: Path) -> Any:
-    """A state file; None where it is not ours to read, or half written."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+def _state(paths: Iterable[Path]) -> Iterator[tuple[Path, Any, int]]:
+    """The state files that there are, what is in them, and whose they are."""
+    for path in paths:
+        try:
+            text, owner = _read(path)
+            yield path, json.loads(text), owner
+        except (OSError, ValueError, RecursionError):  # not for us to read, or half written
+            continue
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    """The content and the owner of a regular file; OSError, ValueError where it is no such file.
+
+    Neither a FIFO nor a device keeps us (O_NONBLOCK), and no link leads elsewhere (O_NOFOLLOW).
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise ValueError("too large")
+    return content, status.st_uid

@@ -12,6 +12,7 @@ import struct
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple, TypeVar
@@ -19,7 +20,6 @@ from typing import NamedTuple, TypeVar
 from tcpcore import net
 from tcpcore.errors import PrivilegeError, TcpcoreError, UsageError
 from tcpcore.loader.perf import Record
-from tcpcore.tool import Derive
 
 try:
     from dnslib import CLASS, QR, QTYPE, RCODE, DNSHeader, DNSQuestion
@@ -35,7 +35,6 @@ _TCP, _UDP = 6, 17
 _V4MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291, 2.5.5.2
 
 _SECOND = 1_000_000_000
-_FRESH_NS = _SECOND // 10  # a younger answer is what the connect waited for
 _SLACK_NS = _SECOND // 1000  # of the time stamps
 _COPY_NS = _SECOND // 100  # one packet is seen on every interface that it crosses
 _ALIAS_NS = 5 * _SECOND  # resolv.conf(5): a resolver's timeout
@@ -47,17 +46,16 @@ _MAX_CHAIN = 16  # CNAMEs in a message: resolvers follow fewer
 _MAX_NAME = 253  # RFC 1035, 2.3.4: 255 bytes, of which two are not text
 _HEADER = 12  # bytes of a DNS message that are always there
 
-# include/uapi/asm-generic/socket.h
+# include/uapi/asm-generic/socket.h, linux/if_packet.h, linux/if_ether.h
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 26, 33, 35
-_ETH_P_ALL = 3
+_SOL_PACKET, _PACKET_STATISTICS = 263, 6
+_ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
 _RECEIVE_BUFFER = 4 << 20
+
+# Of one socket in a drain, as the rings have to be read as well: not a time, which would be over
+# too soon on a busy host.
+_MOST_PACKETS, _MOST_BYTES = 512, 256 << 10
 _LARGEST = 256 << 10  # a packet that GRO put together may exceed 64 KiB
-
-
-def query_text(name: str, age_ns: int) -> str:
-    """A name, safe for a terminal, with the answer's age if that is over 100 ms."""
-    late = f" ({age_ns / 1e6:.3f}ms)" if age_ns > _FRESH_NS else ""
-    return net.printable(name) + late
 
 
 class _Recent(OrderedDict[_K, _V]):
@@ -349,78 +347,110 @@ def filter_program() -> bytes:
 
 
 class Sniffer:
-    """The DNS answers that reach or leave the interfaces of this network namespace.
+    """The DNS answers that reach the interfaces of this network namespace, loopback too.
 
-    A packet(7) socket, which stays readable when the process has given up its privileges. Raises
-    PrivilegeError without CAP_NET_RAW, and TcpcoreError where there are no packet sockets.
+    Two packet(7) sockets, for IPv4 and IPv6, which stay readable when the process has given up its
+    privileges. They see what is received: one for all protocols (ETH_P_ALL) would have the kernel
+    copy every packet that the host sends. Raises PrivilegeError without CAP_NET_RAW, and
+    TcpcoreError where there are no packet sockets.
     """
 
     def __init__(self) -> None:
         self.names = Names()
         self._packets = Packets()
         self._buffer = memoryview(bytearray(_LARGEST))
-        self._socket = _open()
+        self._dropped = 0
+        with ExitStack() as stack:
+            protocols = _ETH_P_IP, _ETH_P_IPV6
+            self._sockets = [stack.enter_context(_open(protocol)) for protocol in protocols]
+            self._close = stack.pop_all().close
 
     def __enter__(self) -> Sniffer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        self._close()
 
     def read(self) -> None:
-        """Take in all packets that wait, into `names`; it never blocks."""
+        """Take in the packets that wait, into `names`; it never blocks.
+
+        Beyond a number of them, or with one that came meanwhile, the rest may wait: else a flood
+        would keep us here.
+        """
         # In this order: an interruption in between makes answers older, not younger than a connect.
         now = time.monotonic_ns()
         offset = time.time_ns() - now
-        seen = 0
-        while seen <= now:  # what comes meanwhile may wait: else a flood would keep us here
+        for one in self._sockets:
+            self._drain(one, now, offset)
+
+    def _drain(self, source: socket.socket, until: int, offset: int) -> None:
+        """offset: of CLOCK_REALTIME to CLOCK_MONOTONIC."""
+        seen = packets = size = 0
+        while seen <= until and packets < _MOST_PACKETS and size < _MOST_BYTES:
             try:
-                packet, stamp = self._receive()
+                packet, stamp = self._receive(source)
             except BlockingIOError:
                 return
             seen = stamp - offset
+            packets, size = packets + 1, size + len(packet)
             for message in self._packets.messages(packet):
                 self.names.learn(message, seen)
 
-    def _receive(self) -> tuple[bytes, int]:
+    def _receive(self, source: socket.socket) -> tuple[bytes, int]:
         """A packet from its network header, and when it passed, in ns of CLOCK_REALTIME."""
         room = socket.CMSG_SPACE(struct.calcsize("@ll"))
-        size, ancillary, _, _ = self._socket.recvmsg_into([self._buffer], room)
+        size, ancillary, _, _ = source.recvmsg_into([self._buffer], room)
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
                 seconds, ns = struct.unpack("@ll", data)
                 return bytes(self._buffer[:size]), seconds * _SECOND + ns
         return bytes(self._buffer[:size]), time.time_ns()
 
+    def dropped(self) -> int:
+        """How many packets came too fast for us so far."""
+        for one in self._sockets:
+            # struct tpacket_stats; asking sets both to 0.
+            _, drops = struct.unpack("=II", one.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
+            self._dropped += drops
+        return self._dropped
 
-def namer(sniffer: Sniffer, names: Sequence[str]) -> Derive:
-    """Adds `query` to connects: the name asked for, or `localhost`, or None.
+
+class Namer:
+    """Adds `query` and `query_age_ns` to connects; None where they are not known.
 
     names: of the records' fields; raddr, ts_ns and duration_ns are among them.
     """
-    raddr, ts_ns, duration_ns = map(names.index, ("raddr", "ts_ns", "duration_ns"))
 
-    def name(record: Record) -> str | None:
-        if _is_loopback(record[raddr]):
-            return "localhost"
-        found = sniffer.names.name(record[raddr], record[ts_ns] - record[duration_ns])
-        return query_text(*found) if found else None
+    def __init__(self, sniffer: Sniffer, names: Sequence[str]) -> None:
+        self._sniffer = sniffer
+        self._raddr, self._ts_ns, self._duration_ns = map(
+            names.index, ("raddr", "ts_ns", "duration_ns")
+        )
 
-    def derive(records: list[Record]) -> list[Record]:
-        sniffer.read()  # in any case: its queue is short
-        return [(*record, name(record)) for record in records]
+    def __call__(self, records: list[Record]) -> list[Record]:
+        self._sniffer.read()  # in any case: its queue is short
+        return [(*record, *self._query(record)) for record in records]
 
-    return derive
+    def lost(self) -> int:
+        """How many packets nobody looked at."""
+        return self._sniffer.dropped()
+
+    def _query(self, record: Record) -> tuple[str | None, int | None]:
+        if _is_loopback(record[self._raddr]):
+            return "localhost", None
+        begin = record[self._ts_ns] - record[self._duration_ns]
+        name, age = self._sniffer.names.name(record[self._raddr], begin) or (None, None)
+        return name and net.printable(name), age
 
 
 def _is_loopback(address: bytes) -> bool:
     return address.startswith(_V4MAPPED + b"\x7f") or address == bytes(15) + b"\1"
 
 
-def _open() -> socket.socket:
-    """The packet socket, with its filter and time stamps."""
+def _open(protocol: int) -> socket.socket:
+    """A packet socket for one protocol, with its filter and time stamps."""
     try:
-        opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(protocol))
     except PermissionError:
         raise PrivilegeError("--dns: needs CAP_NET_RAW to see packets; run it as root") from None
     except OSError as e:

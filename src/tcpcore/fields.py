@@ -120,6 +120,8 @@ Reason = Annotated[
 """Why a session ended."""
 Name = Annotated[str | None, Kind("", _same)]
 """No field of the C struct: a Derive adds it."""
+NameAge = Annotated[int | None, Kind("", _same, few=False)]
+"""Nanoseconds; from a Derive as well."""
 
 
 @cache

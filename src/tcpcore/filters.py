@@ -127,19 +127,33 @@ def ports(option: str, texts: Iterable[str]) -> list[int]:
 
 
 def networks(option: str, texts: Iterable[str]) -> list[ipaddress.IPv6Network]:
-    """Addresses and CIDR prefixes; IPv4 ones as their v4-mapped IPv6 form."""
+    """Addresses and CIDR prefixes; IPv4 ones as their v4-mapped IPv6 form.
+
+    A prefix of less than 96 bits is one of IPv6 alone: the kernel side takes no IPv4 address for a
+    part of it.
+    """
     return limited(option, [_network(option, part) for part in _split(texts)])
 
 
 def _network(option: str, text: str) -> ipaddress.IPv6Network:
     try:
-        network = ipaddress.ip_network(text, strict=False)
+        given = ipaddress.ip_interface(text)
+        if isinstance(given, ipaddress.IPv4Interface):
+            return _mapped(given.ip, given.network.prefixlen)
+        if given.ip.ipv4_mapped is None:
+            return given.network
+        length = given.network.prefixlen
+        # ::ffff:10.0.0.0/8 can only be meant as 10.0.0.0/8: what it is by RFC 4291 is ::/8.
+        return _mapped(given.ip.ipv4_mapped, length - 96 if length >= 96 else length)
     except ValueError:
         raise UsageError(
             f"{option}: '{text}' is not an address or a prefix like 10.0.0.0/8"
         ) from None
-    if isinstance(network, ipaddress.IPv6Network):
-        return network
+
+
+def _mapped(address: ipaddress.IPv4Address, length: int) -> ipaddress.IPv6Network:
+    """length: of the IPv4 prefix; ValueError if it has more than 32 bits."""
+    network = ipaddress.IPv4Network((address, length), strict=False)
     return ipaddress.IPv6Network((f"::ffff:{network.network_address}", 96 + network.prefixlen))
 
 
@@ -213,12 +227,20 @@ def _is_cgroup(path: Path) -> bool:
 
 
 def cgroup_root(option: str = "--cgroup") -> Path:
-    """Where cgroup v2 is mounted (proc(5), mounts); UsageError where it is not."""
+    """Where cgroup v2 is mounted; UsageError where it is not."""
+    found = mounted("cgroup2")
+    if found is None:
+        raise UsageError(f"{option}: no cgroup v2 hierarchy is mounted here, and it needs one")
+    return found
+
+
+def mounted(kind: str) -> Path | None:
+    """Where a file system of this type is mounted first (proc(5), mounts); None: nowhere."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, where, kind, *_ = line.split()
-        if kind == "cgroup2":
+        _, where, found, *_ = line.split()
+        if found == kind:
             return Path(where)
-    raise UsageError(f"{option}: no cgroup v2 hierarchy is mounted here")
+    return None
 
 
 def _split(texts: Iterable[str]) -> list[str]:

@@ -131,6 +131,9 @@ class Common:
     fail_on_loss: Annotated[
         bool, _option(_HOW, "Exit with 5 when anything was lost.", "--fail-on-loss")
     ] = False
+    keep_privileges: Annotated[
+        bool, _option(_HOW, "Stay root, with all capabilities.", "--keep-privileges")
+    ] = False
     verbose: Annotated[
         int,
         _option(
@@ -162,13 +165,13 @@ class Common:
 
     def _pids(self) -> list[int]:
         pids = _numbers("--pid", "a process id", 1, filters.MAX_PID, self.pid)
-        if self.pidns is None:
-            return pids
         if not pids:
-            raise UsageError("--pidns: needs --pid")
+            if self.pidns is not None:
+                raise UsageError("--pidns: needs --pid")
+            return []
         from tcpcore import containers
 
-        return [containers.outer_pid("--pidns", self.pidns, pid) for pid in pids]
+        return [containers.host_pid(pid, self.pidns) for pid in pids]
 
     def _cgroups(self) -> list[Path]:
         found = [filters.cgroup("--cgroup", text) for text in self.cgroup]

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
+import pwd
 import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from tcpcore.errors import PrivilegeError
+from tcpcore.errors import LibbpfError, PrivilegeError
 from tcpcore.loader import kernel
 from tcpcore.loader.ffi import libc
 
-_CAP_BPF = 39
-_LAST_CAP = Path("/proc/sys/kernel/cap_last_cap")
-_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
+_NOBODY = 65534  # where no user has the name: user_namespaces(7), overflowuid
+_MAX_ID = (1 << 32) - 2  # setresuid(2): the next one means no change
+
+# include/uapi/linux/capability.h, prctl.h
+_CAP_SYS_ADMIN, _CAP_BPF = 1 << 21, 1 << 39
 _CAPABILITY_VERSION_3 = 0x20080522
+_PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 8, 24, 38
 
 
 def require(tool: str) -> None:
@@ -24,23 +32,90 @@ def require(tool: str) -> None:
         raise PrivilegeError(f"{tool} needs {' and '.join(missing)}; this works: {command}")
 
 
+def drop(read: Callable[[], object]) -> None:
+    """Become an ordinary user, and give up every capability that `read` does not need.
+
+    read: reads a BPF map. What is open stays open; nothing can be imported any more, as Python
+    may be root's alone. A step that this process may not take (no CAP_SETUID, a user namespace
+    without that id) is left out, and the others are taken: it had less to lose.
+
+    Raises LibbpfError when `read` fails for any other reason than a missing capability.
+    capabilities(7), credentials(7), prctl(2).
+    """
+    for capability in range(64):
+        libc().prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    if 0 in os.getresuid():
+        _become(*ordinary_user(os.environ))
+    needed = _needed(read)
+    _set_capabilities(needed, needed)
+    libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    # We hold rings and packet sockets: no debugger of that user may take them from us, ptrace(2).
+    libc().prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def ordinary_user(environment: Mapping[str, str]) -> tuple[int, int]:
+    """The ids of the user and group who called sudo(8), else of nobody; never root's."""
+    ids = [environment.get(name, "") for name in ("SUDO_UID", "SUDO_GID")]
+    if all(x.isascii() and x.isdigit() and len(x) <= 10 and 0 < int(x) <= _MAX_ID for x in ids):
+        return int(ids[0]), int(ids[1])
+    try:
+        nobody = pwd.getpwnam("nobody")
+    except KeyError:
+        return _NOBODY, _NOBODY
+    return nobody.pw_uid or _NOBODY, nobody.pw_gid or _NOBODY
+
+
+def _become(user: int, group: int) -> None:
+    """Real, effective and saved ids; those for files follow the effective ones."""
+    with suppress(OSError):
+        os.setgroups([])
+    with suppress(OSError):
+        os.setresgid(group, group, group)
+    libc().prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)  # _needed() chooses
+    with suppress(OSError):
+        os.setresuid(user, user, user)
+    libc().prctl(_PR_SET_KEEPCAPS, 0, 0, 0, 0)
+
+
+def _needed(read: Callable[[], object]) -> int:
+    """The capability without which `read` fails, as a set; 0 where it needs none.
+
+    Before Linux 5.19 (c8644cd0efe7) every call of bpf() takes CAP_BPF, or CAP_SYS_ADMIN, where
+    unprivileged ones are disabled.
+    """
+    permitted = _permitted()
+    for capability in (0, _CAP_BPF, _CAP_SYS_ADMIN):
+        if capability & ~permitted:
+            continue
+        _set_capabilities(capability, permitted)
+        try:
+            read()
+        except LibbpfError as e:
+            if e.errno != errno.EPERM:
+                raise
+        else:
+            return capability
+    return 0
+
+
 class _CapHeader(ctypes.Structure):
+    """struct __user_cap_header_struct, capget(2); pid 0 is the caller."""
+
     _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
 
 
-def drop() -> None:
-    """Keep CAP_BPF, which reading maps takes before Linux 5.19, and nothing else.
+# (effective, permitted, inheritable) for the capabilities 0 to 31, then for 32 to 63.
+_CapData = ctypes.c_uint32 * 6
 
-    capset(2), prctl(2). What the process has open stays open. A process that may not do this
-    (it has no CAP_SETPCAP) goes on as it is: it had little to lose.
-    """
-    for capability in range(int(_LAST_CAP.read_text()) + 1):
-        if capability != _CAP_BPF:
-            libc().prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
-    libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    header = _CapHeader(_CAPABILITY_VERSION_3, 0)
-    # Two sets of (effective, permitted, inheritable): capabilities 0 to 31, then 32 to 63.
-    high = 1 << _CAP_BPF - 32
-    sets = (ctypes.c_uint32 * 6)(0, 0, 0, high, high, 0)
-    if libc().capset(ctypes.byref(header), sets) != 0:
-        libc().capset(ctypes.byref(header), (ctypes.c_uint32 * 6)())
+
+def _permitted() -> int:
+    sets = _CapData()
+    libc().capget(ctypes.byref(_CapHeader(_CAPABILITY_VERSION_3)), sets)
+    return int(sets[1] | sets[4] << 32)
+
+
+def _set_capabilities(effective: int, permitted: int) -> None:
+    """None is inheritable. Never fails: both are among the permitted ones."""
+    low = (1 << 32) - 1
+    sets = _CapData(effective & low, permitted & low, 0, effective >> 32, permitted >> 32, 0)
+    libc().capset(ctypes.byref(_CapHeader(_CAPABILITY_VERSION_3)), sets)

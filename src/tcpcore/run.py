@@ -68,7 +68,8 @@ def stream(tool: Tool, common: Common, report: Callable[[Trace], Writer] | None 
     limits = Limits(common)
     chosen, machinery = common.filters(), common.machinery()
     with opened(tool, chosen, machinery) as trace, _output(common) as stream:
-        privilege.drop()
+        if not common.keep_privileges:
+            privilege.drop(trace.losses)
         if common.verbose:
             _explain(trace)
         # What start-up made stays: the collector need not look at it after each few records.
@@ -161,6 +162,7 @@ def describe(losses: Losses) -> str:
         f"{losses.map} sockets found a map full (a larger --map-size helps)": losses.map,
         f"{losses.missed} events came while the program ran already": losses.missed,
         f"{losses.malformed} records could not be decoded": losses.malformed,
+        f"{losses.answers} DNS packets came too fast to be read": losses.answers,
     }
     return "lost so far: " + "; ".join(text for text, number in causes.items() if number)
 

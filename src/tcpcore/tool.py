@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from tcpcore.fields import Convert
 from tcpcore.filters import Rodata
 from tcpcore.loader.perf import Record
 from tcpcore.loader.plan import Variant
 
-Derive = Callable[[list[Record]], list[Record]]
-"""Adds what is not of the kernel to each record of a batch, behind its other fields."""
+
+class Derive(Protocol):
+    """Adds what is not of the kernel to each record of a batch, behind its other fields.
+
+    lost: how many sources of it could not be read so far.
+    """
+
+    def __call__(self, records: list[Record]) -> list[Record]: ...
+    def lost(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -54,13 +54,15 @@ class Losses:
     """What was not seen, in events or sockets.
 
     ring: a full ring. map: a full map. missed: programs that the kernel skipped since one ran on
-    the CPU already. malformed: records that could not be decoded.
+    the CPU already. malformed: records that could not be decoded. answers: DNS packets that came
+    too fast to be read, whose names are not known.
     """
 
     ring: int = 0
     map: int = 0
     missed: int = 0
     malformed: int = 0
+    answers: int = 0
 
     def __bool__(self) -> bool:
         return any(astuple(self))
@@ -132,7 +134,8 @@ class Trace:
         names = ("lost_ring", "lost_map", "made_up_for")
         ring, sockets, made_up_for = self.program.counters(*names)
         missed = max(0, self.program.missed() - made_up_for)
-        return Losses(max(self._lost, ring), sockets, missed, self._malformed)
+        answers = self._derive.lost() if self._derive else 0
+        return Losses(max(self._lost, ring), sockets, missed, self._malformed, answers)
 
 
 @contextmanager

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import re
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 from dnslib import EDNS0, QTYPE, RR, A, DNSQuestion, DNSRecord
 from dnslib.label import DNSLabel
 
 from tests.live import harness
-from tests.live.harness import Namespace, Tracer, tracer
+from tests.live.harness import Event, Namespace, Tracer, tracer
 
 Net = tuple[Namespace, Namespace]
 
@@ -44,29 +46,28 @@ def running(inside: None) -> Iterator[Tracer]:
         yield shared
 
 
-def query(running: Tracer, host: str) -> str | None:
+def connect(running: Tracer, host: str) -> Event:
     """What is shown of a connect that begins now."""
     port = next(PORTS)
     harness.refuse(host, port)
-    shown: str | None = running.wait_for(lambda e: e["rport"] == port)["query"]
-    return shown
+    return running.wait_for(lambda e: e.get("rport") == port)
 
 
-def name(running: Tracer, host: str) -> str:
-    """The same without the answer's age: we may be slow."""
-    shown = query(running, host)
-    assert shown is not None
-    return re.sub(r" \([0-9.]+ms\)$", "", shown)
+def name(running: Tracer, host: str) -> str | None:
+    found: str | None = connect(running, host)["query"]
+    return found
 
 
 @contextmanager
-def udp(resolver: str) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A client and its DNS server."""
+def udp(
+    resolver: str, where: Namespace | None = None
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A client and its DNS server. where: the server's namespace, if another."""
     family = socket.AF_INET6 if ":" in resolver else socket.AF_INET
-    with (
-        socket.socket(family, socket.SOCK_DGRAM) as client,
-        socket.socket(family, socket.SOCK_DGRAM) as server,
-    ):
+    with ExitStack() as stack:
+        client = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+        with where.entered() if where else nullcontext():
+            server = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
         server.bind((resolver, 53))
         client.connect((resolver, 53))
         server.connect(client.getsockname())
@@ -92,9 +93,11 @@ def answer(question: bytes, *records: RR) -> bytes:
     return bytes(reply.pack())
 
 
-def ask_udp(resolver: str, question: DNSRecord, *records: RR) -> bytes:
+def ask_udp(
+    resolver: str, question: DNSRecord, *records: RR, where: Namespace | None = None
+) -> bytes:
     """The server answers what the client asks; the answer, once the client has it."""
-    with udp(resolver) as (client, server):
+    with udp(resolver, where) as (client, server):
         client.send(question.pack())
         server.send(answer(server.recv(LARGE), *records))
         return client.recv(LARGE)
@@ -153,23 +156,65 @@ def test_an_alias_that_is_asked_for_next(running: Tracer) -> None:
 
 def test_an_address_that_nobody_asked_for(running: Tracer) -> None:
     ask_udp(STUB, DNSRecord.question("asked.test"), *RR.fromZone(f"asked.test 60 A {HOST}"))
-    assert query(running, UNKNOWN) is None
+    assert name(running, UNKNOWN) is None
 
 
 def test_an_address_of_this_host(running: Tracer) -> None:
     """Whatever was asked for."""
     ask_udp(STUB, DNSRecord.question("this.test"), *RR.fromZone("this.test 60 A 127.0.0.1"))
     hosts = ("127.0.0.1", "::1", "::ffff:127.0.0.1", STUB)
-    assert [query(running, host) for host in hosts] == ["localhost"] * len(hosts)
+    assert [name(running, host) for host in hosts] == ["localhost"] * len(hosts)
+    assert connect(running, STUB)["query_age_ns"] is None
+
+
+def test_an_answer_over_veth(running: Tracer, net: Net) -> None:
+    """From a server that is not in this namespace."""
+    record = RR.fromZone(f"far.test 60 A {HOST}")
+    ask_udp(net[0].peer, DNSRecord.question("far.test"), *record, where=net[1])
+    assert name(running, HOST) == "far.test"
 
 
 def test_an_old_answer_shows_its_age(running: Tracer) -> None:
-    ask_udp(STUB, DNSRecord.question("old.test"), *RR.fromZone(f"old.test 60 A {HOST}"))
-    time.sleep(0.12)
-    shown = query(running, HOST)
-    assert shown
-    match = re.fullmatch(r"old\.test \(([0-9]+\.[0-9]{3})ms\)", shown)
+    with tracer("connect", "--dns") as table:
+        ask_udp(STUB, DNSRecord.question("old.test"), *RR.fromZone(f"old.test 60 A {HOST}"))
+        time.sleep(0.12)
+        event = connect(running, HOST)
+        assert (event["query"], event["query_age_ns"] >= 120_000_000) == ("old.test", True)
+        line = table.out.wait_for(lambda line: str(event["rport"]) in line.split())
+        assert table.stop() == 0
+    match = re.search(r" old\.test \(([0-9]+\.[0-9]{3})ms\)$", line)
     assert match and float(match[1]) >= 120
+
+
+def packet_sockets(running: Tracer) -> list[str]:
+    """The protocols of its packet sockets, as in include/uapi/linux/if_ether.h."""
+    names = [str(fd.readlink()) for fd in Path(f"/proc/{running.pid}/fd").iterdir()]
+    inodes = {x.removeprefix("socket:[").removesuffix("]") for x in names if "socket:" in x}
+    rows = [x.split() for x in Path(f"/proc/{running.pid}/net/packet").read_text().splitlines()]
+    return sorted(row[3] for row in rows if row[8] in inodes)
+
+
+def test_the_sockets_receive_only(running: Tracer) -> None:
+    """ETH_P_ALL, 0003, would have the kernel copy every packet that the host sends."""
+    assert packet_sockets(running) == ["0800", "86dd"]
+
+
+def test_a_flood_is_counted_and_does_not_last() -> None:
+    """The sockets take some MiB."""
+    with tracer("connect", "--dns", "--json") as flooded:
+        flooded.send(signal.SIGSTOP)
+        with udp(STUB) as (_, server):
+            for _ in range(400):
+                server.send(b"\xff" * 60_000)
+        flooded.send(signal.SIGCONT)
+        lost = flooded.wait_for(lambda e: e["type"] == "lost")
+        ask_udp(STUB, DNSRecord.question("after.test"), *RR.fromZone(f"after.test 60 A {HOST}"))
+        deadline = time.monotonic() + harness.PATIENCE
+        while name(flooded, HOST) != "after.test":  # what waited comes first
+            assert time.monotonic() < deadline
+        assert flooded.stop() == 0
+    assert 0 < lost["answers"] < 400
+    assert any("DNS packets came too fast to be read" in line for line in flooded.errors())
 
 
 def malformed() -> list[bytes]:
@@ -201,7 +246,7 @@ def test_malformed_packets_harm_nothing(running: Tracer) -> None:
         assert name(running, HOST) == wanted
         ask_udp(STUB, DNSRecord.question(f"u{wanted}"), *RR.fromZone(f"u{wanted} 60 A {HOST}"))
         assert name(running, HOST) == f"u{wanted}"
-    assert query(running, UNKNOWN) is None
+    assert name(running, UNKNOWN) is None
 
 
 def test_a_hostile_name(running: Tracer) -> None:
@@ -214,7 +259,9 @@ def test_a_hostile_name(running: Tracer) -> None:
         row = table.out.wait_for(lambda line: str(port) in line.split())
         assert table.stop() == 0
         escaped = name(running, HOST)
-    assert escaped.startswith("ev") and escaped.endswith(".test") and escaped.isprintable()
+    assert (
+        escaped and escaped.startswith("ev") and escaped.endswith(".test") and escaped.isprintable()
+    )
     header = table.out.lines[0]
     assert row[header.index("QUERY") :].startswith(escaped)
     assert all(line.isprintable() for line in table.out.lines)

@@ -65,7 +65,9 @@ def test_local_port() -> None:
         ("::1,127.0.0.1/32", {"127.0.0.1", "::1"}),
         ("128.0.0.0/8", set()),
         ("0.0.0.0/0", {"127.0.0.1"}),
-        ("::/1", {"127.0.0.1", "::1"}),  # v4-mapped addresses lie below ::/1 as well
+        ("::/0", {"::1"}),  # without the v4-mapped addresses
+        ("::/1", {"::1"}),
+        ("::ffff:127.0.0.0/104", {"127.0.0.1"}),
     ],
 )
 def test_addresses(prefix: str, expected: set[str]) -> None:

@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 
+from tcpcore import containers
 from tcpcore.loader import ObjectFile
 from tests.unit.samples import ARCHITECTURES, TOOLS, object_file
 
 # A busy host is slow, which is no failure.
 settings.register_profile("tcpcore", deadline=None)
 settings.load_profile("tcpcore")
+
+
+@pytest.fixture(autouse=True)
+def pids_are_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever container the tests run in."""
+    monkeypatch.setattr(containers, "_HOST", str(Path("/proc/self/ns/pid").readlink()))
 
 
 @pytest.fixture(params=[f"{name}.{arch}" for name in TOOLS for arch in ARCHITECTURES])

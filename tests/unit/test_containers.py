@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tcpcore import containers
+from tcpcore import containers, filters
 from tcpcore.errors import UsageError
 
-HOST, INNER, OTHER = 4026531836, 4026532201, 4026532300
+HOST, INNER, OTHER = 4026531836, 4026532201, 4026532300  # the first is that of every host
 
 WEB = "abcd" + "1" * 60
 DB = "abcd" + "2" * 60
@@ -28,6 +29,11 @@ def process(proc: Path, pid: int, namespace: int, *inner: int) -> None:
     (proc / str(pid) / "status").write_text(
         f"Name:\tx\nTgid:\t{pid}\nNStgid:\t{pids}\nNSpid:\t{pids}\nNSpgid:\t{pids}\n"
     )
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "_HOST", f"pid:[{HOST}]")
 
 
 @pytest.fixture
@@ -77,6 +83,44 @@ def test_no_such_process(proc: Path, namespace: str, says: str) -> None:
     assert says in str(e.value)
 
 
+def become(proc: Path, pid: int) -> None:
+    (proc / "self").unlink()
+    (proc / "self").symlink_to(str(pid))
+
+
+def test_a_process_of_the_host_means_the_hosts_numbers(proc: Path) -> None:
+    assert containers.host_pid(7, None, proc) == 7
+    assert containers.host_pid(4_000_000, None, proc) == 4_000_000  # there may be one soon
+    assert containers.host_pid(7, "500", proc) == 507
+
+
+def test_a_process_in_a_pid_namespace_means_its_own_numbers(proc: Path) -> None:
+    """If it sees the host's /proc."""
+    become(proc, 500)
+    assert containers.host_pid(7, None, proc) == 507
+    assert containers.host_pid(1, None, proc) == 500
+    assert containers.host_pid(7, f"{OTHER}", proc) == 600
+    with pytest.raises(UsageError, match="--pid: there is no process 8"):
+        containers.host_pid(8, None, proc)
+
+
+@pytest.mark.parametrize("namespace", [None, "1", f"{INNER}"])
+def test_in_a_pid_namespace_without_the_hosts_proc(tmp_path: Path, namespace: str | None) -> None:
+    process(tmp_path, 1, INNER)
+    process(tmp_path, 7, INNER)
+    (tmp_path / "self").symlink_to("7")
+    with pytest.raises(UsageError) as e:
+        containers.host_pid(7, namespace, tmp_path)
+    assert str(e.value).startswith("--pid: " if namespace is None else "--pidns: ")
+    assert "--pid=host" in str(e.value) and "--cgroup" in str(e.value)
+
+
+def test_a_kernel_without_pid_namespaces(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "self").symlink_to("7")
+    assert containers.host_pid(7, None, tmp_path) == 7
+
+
 def test_the_real_proc_knows_this_process() -> None:
     status = Path("/proc/self/status").read_text()
     inner = next(x for x in status.splitlines() if x.startswith("NSpid:")).split()[-1]
@@ -86,6 +130,11 @@ def test_the_real_proc_knows_this_process() -> None:
 def write(path: Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+@pytest.fixture(autouse=True)
+def no_version_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters, "mounted", lambda kind: None)
 
 
 @pytest.fixture
@@ -157,6 +206,17 @@ def test_what_is_no_container(tmp_path: Path, name: str) -> None:
         containers.cgroup("--container", WEB, tmp_path, tmp_path)
 
 
+def test_a_host_with_cgroup_v1_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters, "mounted", {"cgroup": tmp_path}.get)
+    with pytest.raises(UsageError, match="cgroup v2, which is needed"):
+        containers.cgroup("--container", WEB, tmp_path, tmp_path)
+
+
+def test_no_cgroup_v2_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--container: no cgroup v2 hierarchy is mounted here"):
+        containers.cgroup("--container", WEB, None, tmp_path)
+
+
 def refused(text: str, hierarchy: Path, root: Path) -> str:
     with pytest.raises(UsageError) as e:
         containers.cgroup("--container", text, hierarchy, root)
@@ -216,3 +276,142 @@ def test_many_containers_are_not_all_listed(tmp_path: Path) -> None:
         (tmp_path / f"{i:064x}").mkdir()
     said = refused("web", tmp_path, tmp_path)
     assert said.endswith("and 15 more")
+
+
+# What users may put there.
+
+ME = os.getuid()
+MINE = "face" + "6" * 60
+STATE = ".local/share/containers/storage/overlay-containers/containers.json"
+
+
+def user_slice(hierarchy: Path, user: int, key: str) -> Path:
+    """Where systemd and podman put a user's container."""
+    whose = f"user.slice/user-{user}.slice/user@{user}.service/user.slice"
+    path = hierarchy / whose / f"libpod-{key}.scope"
+    (path / "container").mkdir(parents=True)
+    return path
+
+
+@pytest.mark.parametrize("driver", ["overlay", "vfs"])
+@pytest.mark.parametrize("file", ["containers", "volatile-containers"])
+def test_a_users_own_container(hierarchy: Path, root: Path, driver: str, file: str) -> None:
+    path = user_slice(hierarchy, ME, MINE)
+    state = (root / "home/me" / STATE).parent.with_name(f"{driver}-containers") / f"{file}.json"
+    write(state, [{"id": MINE, "names": ["mine"]}])
+    assert containers.cgroup("--container", "mine", hierarchy, root) == path
+    assert f"{MINE[:12]} mine (user {ME})" in refused("other", hierarchy, root)
+
+
+@pytest.mark.parametrize("key", [WEB, POD, MINE])
+def test_a_name_for_somebody_elses_container(hierarchy: Path, root: Path, key: str) -> None:
+    """Of the system's, or of the next user's."""
+    user_slice(hierarchy, ME + 1, MINE)
+    user_slice(hierarchy, ME, CACHE[::-1])
+    write(root / "home/me" / STATE, [{"id": key, "names": ["bank"]}])
+    assert "bank" not in refused("bank", hierarchy, root).partition(" is ")[2]
+
+
+def test_a_users_cgroup_with_the_id_of_the_systems(hierarchy: Path, root: Path) -> None:
+    user_slice(hierarchy, ME, WEB)
+    write(root / "home/me" / STATE, [{"id": WEB, "names": ["bank"]}])
+    wanted = hierarchy / f"system.slice/docker-{WEB}.scope"
+    for text in ("web", WEB, WEB[:5]):
+        assert containers.cgroup("--container", text, hierarchy, root) == wanted
+    assert "bank" not in refused("bank", hierarchy, root).partition(" is ")[2]
+
+
+@pytest.mark.parametrize("name", [WEB, WEB[:12]])
+def test_a_users_container_that_is_called_like_an_id(
+    hierarchy: Path, root: Path, name: str
+) -> None:
+    user_slice(hierarchy, ME, MINE)
+    write(root / "home/me" / STATE, [{"id": MINE, "names": [name]}])
+    if name == WEB:
+        assert WEB in str(containers.cgroup("--container", name, hierarchy, root))
+    else:
+        assert f"ambiguous: {name} web, {MINE[:12]}" in refused(name, hierarchy, root)
+
+
+def test_two_users_with_one_id(hierarchy: Path, root: Path) -> None:
+    """Only a name tells which one is meant."""
+    mine = user_slice(hierarchy, ME, MINE)
+    user_slice(hierarchy, ME + 1, MINE)
+    write(root / "home/me" / STATE, [{"id": MINE, "names": ["mine"]}])
+    assert containers.cgroup("--container", "mine", hierarchy, root) == mine
+    said = refused(MINE, hierarchy, root)
+    assert said.endswith(f"ambiguous: {MINE[:12]} mine (user {ME}), {MINE[:12]} (user {ME + 1})")
+
+
+def test_homes_of_users_without_containers_are_left_alone(
+    hierarchy: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(root / "home/me" / STATE, [])
+    looked: list[Path] = []
+
+    def read(path: Path) -> tuple[bytes, int]:
+        looked.append(path)
+        return b"0", ME
+
+    monkeypatch.setattr(containers, "_read", read)
+    refused("none", hierarchy, root)
+    assert looked and not any("home" in path.parts for path in looked)
+
+
+VALID = json.dumps([{"id": MINE, "names": ["mine"]}])
+
+
+def link(path: Path) -> None:
+    target = path.parent / "elsewhere"
+    target.write_text(VALID)
+    path.symlink_to(target)
+
+
+def feed(path: Path) -> None:
+    """It has what a state file has; both ends stay open as long as this process."""
+    os.mkfifo(path)
+    os.write(os.open(path, os.O_RDWR), VALID.encode())
+
+
+ODD: dict[str, Callable[[Path], object]] = {
+    "fifo": os.mkfifo,
+    "a fifo with a writer": feed,
+    "folder": Path.mkdir,
+    "an endless device": lambda path: path.symlink_to("/dev/zero"),
+    "a link": link,
+    "nothing behind a link": lambda path: path.symlink_to(path),
+    "a long one": lambda path: path.write_text(VALID.ljust(5 << 20)),
+    "a deep one": lambda path: path.write_text("[" * 100_000),
+    "a long number": lambda path: path.write_text("[" + "9" * 100_000 + "]"),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe" * 100),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize(
+    "where", [f"home/me/{STATE}", "var/lib/docker/containers/x/config.v2.json"]
+)
+def test_what_is_no_state_file(hierarchy: Path, root: Path, where: str, odd: str) -> None:
+    """It neither keeps us nor means anything."""
+    user_slice(hierarchy, ME, MINE)
+    (root / where).parent.mkdir(parents=True)
+    ODD[odd](root / where)
+    assert WEB in str(containers.cgroup("--container", "web", hierarchy, root))
+    assert f"{MINE[:12]} (user {ME})" in refused("mine", hierarchy, root)
+
+
+def test_a_storage_folder_that_is_a_link(hierarchy: Path, root: Path, tmp_path: Path) -> None:
+    """Another user's file that it leads to still counts for that user alone."""
+    user_slice(hierarchy, ME + 1, MINE)
+    write(tmp_path / "theirs/containers.json", [{"id": MINE, "names": ["mine"]}])
+    (root / "home/me" / STATE).parent.parent.mkdir(parents=True)
+    (root / "home/me" / STATE).parent.symlink_to(tmp_path / "theirs")
+    assert f"{MINE[:12]} (user {ME + 1})" in refused("mine", hierarchy, root)
+
+
+def test_a_container_with_many_names(hierarchy: Path, root: Path) -> None:
+    user_slice(hierarchy, ME, MINE)
+    names = ["mine", *("x" * 50 + str(i) for i in range(10_000))]
+    write(root / "home/me" / STATE, [{"id": MINE, "names": names}])
+    assert MINE in str(containers.cgroup("--container", "mine", hierarchy, root))
+    assert len(refused("other", hierarchy, root)) < 1000

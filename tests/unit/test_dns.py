@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import json
 import socket
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from ipaddress import ip_address
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -22,7 +24,9 @@ from dnslib import AAAA, CNAME, EDNS0, QTYPE, RR, A, DNSHeader, DNSQuestion, DNS
 from tcpcore import dns
 from tcpcore.dns import Names, Packets
 from tcpcore.errors import PrivilegeError, TcpcoreError, UsageError
-from tests.unit.samples import address
+from tcpcore.output import Csv, Json, Table
+from tcpcore.tools import connect
+from tests.unit.samples import address, event
 
 MS, SECOND = 1_000_000, 1_000_000_000
 DAY = 86_400 * SECOND
@@ -650,6 +654,14 @@ def test_every_operation_of_the_filter_is_reached() -> None:
 # What the user sees.
 
 
+def shown(style: type[Table] | type[Json] | type[Csv], name: str | None, age: int | None) -> str:
+    """A connect with this query, as the writer shows it."""
+    whole = connect.tool(dns=True)
+    record = event(whole, query=name, query_age_ns=age, result=0)
+    out = Table(whole, *[False] * 3) if style is Table else style(whole)  # type: ignore[call-arg]
+    return out.rows([record]).rstrip("\n")
+
+
 @pytest.mark.parametrize(
     ("age", "text"),
     [
@@ -658,23 +670,51 @@ def test_every_operation_of_the_filter_is_reached() -> None:
         (100 * MS + 1, "example.com (100.000ms)"),
         (123_456_000, "example.com (123.456ms)"),
         (DAY, "example.com (86400000.000ms)"),
+        (None, "example.com"),
     ],
 )
-def test_an_old_answer_shows_its_age(age: int, text: str) -> None:
-    assert dns.query_text("example.com", age) == text
+def test_an_old_answer_shows_its_age(age: int | None, text: str) -> None:
+    """In the table behind the name, elsewhere in a field of its own."""
+    query = "example.com", age
+    assert shown(Table, *query).endswith(f" ok           {text}")
+    found = json.loads(shown(Json, *query))
+    assert (found["query"], found["query_age_ns"]) == query
+    assert shown(Csv, *query).endswith(f",ok,example.com,{'' if age is None else age}")
+
+
+def test_an_unknown_name() -> None:
+    assert shown(Table, None, None).endswith(" ok           -")
+    found = json.loads(shown(Json, None, None))
+    assert (found["query"], found["query_age_ns"]) == (None, None)
+    assert shown(Csv, None, None).endswith(",ok,,")
+
+
+def named(names: object, raddr: str = V4) -> list[Any]:
+    """What is put behind a connect that began at 3 s."""
+    sniffer = SimpleNamespace(names=names, read=lambda: None)
+    namer = dns.Namer(cast(dns.Sniffer, sniffer), ("ts_ns", "duration_ns", "raddr"))
+    (record,) = namer([(4 * SECOND, SECOND, address(raddr))])
+    return list(record[3:])
+
+
+def test_the_age_counts_from_the_begin_of_the_connect() -> None:
+    names = learned(answer("www", V4))
+    assert named(names) == ["www", 2 * SECOND]
+    assert named(names, "127.0.0.1") == ["localhost", None]
+    assert named(names, "192.0.2.77") == [None, None]
 
 
 @pytest.mark.parametrize(
     "label", [b"\x1b[2J\x1b]0;x\x07", b"two\r\nlines", "\u202eevil\u200b".encode(), b"\x9b2J"[1:]]
 )
 def test_a_hostile_name_does_nothing_to_a_terminal(label: bytes) -> None:
+    """Whether the parser escapes it or not."""
     names = learned(raw(bytes([len(label)]) + label + b"\0\0\1\0\1", ADDRESS))
-    name = name_of(names, V4)
-    assert name is not None
-    text = dns.query_text(name, 0)
-    assert text.isascii()
-    assert text.isprintable()
-    assert "\x1b" not in dns.query_text(label.decode(), 0)
+    as_it_is = SimpleNamespace(name=lambda *_: (label.decode(), 0))
+    for each in (names, as_it_is):
+        name, _ = named(each)
+        assert name.isascii()
+        assert name.isprintable()
 
 
 # Where it cannot be.
@@ -708,10 +748,15 @@ def test_no_packet_socket(
 
 
 class FakeSocket:
-    """A packet socket with these packets in it, each with its time in ns of CLOCK_REALTIME."""
+    """A packet socket with these packets in it, each with its time in ns of CLOCK_REALTIME.
 
-    def __init__(self, *waiting: tuple[bytes, int]) -> None:
+    drops: what PACKET_STATISTICS tells, packet(7), each time that it is asked.
+    """
+
+    def __init__(self, *waiting: tuple[bytes, int], drops: Sequence[int] = ()) -> None:
         self.waiting = list(waiting)
+        self._drops = list(drops)
+        self.closed = False
 
     def recvmsg_into(self, buffers: Sequence[memoryview], _: int) -> tuple[int, Any, int, None]:
         if not self.waiting:
@@ -721,37 +766,92 @@ class FakeSocket:
         control = struct.pack("@ll", *divmod(stamp, SECOND))
         return len(packet), [(socket.SOL_SOCKET, 35, control)], 0, None
 
-    def close(self) -> None:
-        self.waiting.clear()
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        assert (level, option, size) == (263, 6, 8)
+        drops = self._drops.pop(0)
+        return struct.pack("=II", 1000 + drops, drops)
+
+    def __enter__(self) -> FakeSocket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+
+OFFSET = 1_700_000_000 * SECOND  # what CLOCK_REALTIME has more than CLOCK_MONOTONIC
 
 
 @pytest.fixture
-def clocks(monkeypatch: pytest.MonkeyPatch) -> int:
-    """CLOCK_MONOTONIC stands at 50 s; what CLOCK_REALTIME has more."""
-    now = {"monotonic_ns": lambda: 50 * SECOND, "time_ns": lambda: 1_700_000_050 * SECOND}
+def clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CLOCK_MONOTONIC stands at 50 s."""
+    now = {"monotonic_ns": lambda: 50 * SECOND, "time_ns": lambda: OFFSET + 50 * SECOND}
     monkeypatch.setattr(dns, "time", SimpleNamespace(**now))
-    return 1_700_000_000 * SECOND
 
 
-def test_reading_packets(monkeypatch: pytest.MonkeyPatch, clocks: int) -> None:
-    fake = FakeSocket(
-        (ipv4(UDP, udp(HELLO)), clocks + 40 * SECOND),
-        (ipv4(UDP, udp(HELLO)), clocks + 40 * SECOND + 20_000),
-        (ipv6(TCP, tcp(framed(WORLD))), clocks + 49 * SECOND),
-    )
-    monkeypatch.setattr(dns, "_open", lambda: fake)
+@contextmanager
+def sniffing(
+    monkeypatch: pytest.MonkeyPatch, ipv4: FakeSocket, ipv6: FakeSocket
+) -> Iterator[dns.Sniffer]:
+    monkeypatch.setattr(dns, "_open", {0x0800: ipv4, 0x86DD: ipv6}.__getitem__)
     with dns.Sniffer() as sniffer:
+        yield sniffer
+    assert ipv4.closed and ipv6.closed
+
+
+def test_reading_packets(monkeypatch: pytest.MonkeyPatch, clocks: None) -> None:
+    """Of both families, each drained to its end."""
+    four = FakeSocket(
+        (ipv4(UDP, udp(HELLO)), OFFSET + 40 * SECOND),
+        (ipv4(UDP, udp(HELLO)), OFFSET + 40 * SECOND + 20_000),
+    )
+    six = FakeSocket((ipv6(TCP, tcp(framed(WORLD))), OFFSET + 49 * SECOND))
+    with sniffing(monkeypatch, four, six) as sniffer:
         sniffer.read()
         assert sniffer.names.name(address(V4), 41 * SECOND) == ("hello.example", SECOND)
         assert sniffer.names.name(address(V6), 50 * SECOND) == ("world.example", SECOND)
         sniffer.read()
 
 
-def test_a_flood_does_not_keep_us(monkeypatch: pytest.MonkeyPatch, clocks: int) -> None:
+def test_a_flood_does_not_keep_us(monkeypatch: pytest.MonkeyPatch, clocks: None) -> None:
     """Packets that came after the call are for the next one."""
     packet = ipv4(UDP, udp(HELLO))
-    fake = FakeSocket(*((packet, clocks + (45 + i) * SECOND) for i in range(20)))
-    monkeypatch.setattr(dns, "_open", lambda: fake)
-    with dns.Sniffer() as sniffer:
+    four = FakeSocket(*((packet, OFFSET + (45 + i) * SECOND) for i in range(20)))
+    with sniffing(monkeypatch, four, FakeSocket()) as sniffer:
         sniffer.read()
-        assert len(fake.waiting) == 13
+        assert len(four.waiting) == 13
+
+
+@pytest.mark.parametrize(("size", "read"), [(100, 512), (60_000, 5)])
+def test_a_full_queue_does_not_keep_us(
+    monkeypatch: pytest.MonkeyPatch, clocks: None, size: int, read: int
+) -> None:
+    """The rings have their turn; and one family's flood is not the other's."""
+    packet = ipv4(UDP, udp(HELLO)).ljust(size, b"\0")
+    flood = [(packet, OFFSET + 40 * SECOND)] * 1000
+    four, six = FakeSocket(*flood), FakeSocket(*flood)
+    with sniffing(monkeypatch, four, six) as sniffer:
+        sniffer.read()
+        assert len(six.waiting) == len(four.waiting) == 1000 - read
+        sniffer.read()
+        assert len(six.waiting) == len(four.waiting) == max(0, 1000 - 2 * read)
+
+
+def test_what_the_sockets_drop_adds_up(monkeypatch: pytest.MonkeyPatch, clocks: None) -> None:
+    four, six = FakeSocket(drops=(3, 0, 2)), FakeSocket(drops=(0, 40, 0))
+    with sniffing(monkeypatch, four, six) as sniffer:
+        namer = dns.Namer(sniffer, ("ts_ns", "duration_ns", "raddr"))
+        assert [namer.lost() for _ in range(3)] == [3, 43, 45]
+
+
+def test_a_second_socket_that_fails_leaves_none_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = FakeSocket()
+
+    def open_(protocol: int) -> FakeSocket:
+        if protocol != 0x0800:
+            raise TcpcoreError("no packet socket")
+        return first
+
+    monkeypatch.setattr(dns, "_open", open_)
+    with pytest.raises(TcpcoreError):
+        dns.Sniffer()
+    assert first.closed

@@ -72,7 +72,7 @@ def test_good_filters() -> None:
 
 
 def test_pids_of_a_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "outer_pid", lambda option, namespace, pid: pid + 1000)
+    monkeypatch.setattr(containers, "host_pid", lambda pid, namespace: pid + 1000)
     assert Common(pid=["1", "2"], pidns="77").filters().pid == [1001, 1002]
     refused(Common(pidns="77").filters, "--pidns", "needs --pid")
 

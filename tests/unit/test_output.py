@@ -26,7 +26,7 @@ COMMON = (
 )  # fmt: skip
 OWN = {
     "accept": {"wait_ns", "cgroup_id", "tid"},
-    "connect": {"duration_ns", "cgroup_id", "tid", "result", "query"},
+    "connect": {"duration_ns", "cgroup_id", "tid", "result", "query", "query_age_ns"},
     "connlat": {"latency_ns", "result"},
     "life": {
         *("duration_ns", "tx_bytes", "rx_bytes", "cgroup_id", "retransmits", "rtt_min_us"),

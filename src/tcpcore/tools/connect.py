@@ -7,7 +7,7 @@ the trace ended before an answer came.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Annotated, NamedTuple
 
@@ -16,6 +16,7 @@ import typer
 from tcpcore import columns as col
 from tcpcore import fields, hooks
 from tcpcore.errors import UsageError
+from tcpcore.loader.perf import Record
 from tcpcore.options import Common, with_common
 from tcpcore.output import Writer
 from tcpcore.run import stream, style
@@ -26,7 +27,7 @@ from tcpcore.tracing import Trace
 class Event(NamedTuple):
     """One connect. Mirror of struct connect_event, bpf/connect.h; times in ns.
 
-    query: with --dns, the name that was asked for; the answer's age behind it if over 100 ms.
+    query, query_age_ns: with --dns, the name that was asked for, and how old the answer was.
     """
 
     ts_ns: fields.Time
@@ -44,11 +45,17 @@ class Event(NamedTuple):
     result: fields.Result
     comm: fields.Comm
     query: fields.Name
+    query_age_ns: fields.NameAge
 
 
-@contextmanager
-def _no_names() -> Iterator[Derive]:
-    yield lambda records: [(*record, None) for record in records]
+class _Nameless:
+    """What stands in for the names without --dns."""
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        return [(*record, None, None) for record in records]
+
+    def lost(self) -> int:
+        return 0
 
 
 @contextmanager
@@ -56,12 +63,20 @@ def _names() -> Iterator[Derive]:
     from tcpcore import dns
 
     with dns.Sniffer() as sniffer:
-        yield dns.namer(sniffer, Event._fields)
+        yield dns.Namer(sniffer, Event._fields)
+
+
+_FRESH_NS = 100_000_000  # a younger answer is what the connect waited for
+
+
+def _ages(column: fields.Column) -> list[str]:
+    return [f"({ns / 1e6:.3f}ms)" if ns and ns > _FRESH_NS else "" for ns in column]
 
 
 _LPORT = col.port("LPORT", "lport")
 _RESULT = (col.port("DPORT", "rport"), Column("RESULT", "result", 12))
-_QUERY = Column("QUERY", "query", 20)
+# At the end of the line, so without padding: the age stands right behind the name.
+_QUERY = (Column("QUERY", "query", 0), Column("", "query_age_ns", 0, cells=_ages))
 
 TOOL = Tool(
     name="connect",
@@ -88,7 +103,7 @@ TOOL = Tool(
     variants=hooks.connecting(),
     sockets=("starts", "flows"),
     pending=Sweep(map="starts", section="raw_tp"),
-    derive=_no_names,
+    derive=lambda: nullcontext(_Nameless()),
 )
 
 
@@ -96,7 +111,7 @@ def tool(dns: bool = False) -> Tool:
     """dns: tell the names that were asked for."""
     if not dns:
         return TOOL
-    columns, wide = (*TOOL.columns, _QUERY), (*TOOL.wide, _QUERY)
+    columns, wide = (*TOOL.columns, *_QUERY), (*TOOL.wide, *_QUERY)
     return replace(TOOL, columns=columns, wide=wide, derive=_names)
 
 
