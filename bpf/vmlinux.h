@@ -247,6 +247,7 @@ enum { /* include/net/tcp_states.h */
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 
 #define EINTR 4
+#define ENOSPC 28
 #define EPIPE 32
 #define EADDRNOTAVAIL 99
 #define ECONNABORTED 103

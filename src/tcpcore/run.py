@@ -161,6 +161,8 @@ def describe(losses: Losses) -> str:
         f"{losses.map} sockets found a map full (a larger --map-size helps)": losses.map,
         f"{losses.missed} events came while the program ran already": losses.missed,
         f"{losses.malformed} records could not be decoded": losses.malformed,
+        f"{losses.output} events had no ring to go to (a CPU that came after the start has none: "
+        "start again)": losses.output,
     }
     return "lost so far: " + "; ".join(text for text, number in causes.items() if number)
 
@@ -170,6 +172,8 @@ def _explain(trace: Trace) -> None:
         print(f"refused: {refusal}", file=sys.stderr)
     for absent in trace.program.absent:
         print(f"not attached: {absent}", file=sys.stderr)
+    size = trace.program.rings["events"].size
+    print(f"ring per CPU: {size >> 10} KiB", file=sys.stderr)
     print(f"attached: {trace.program.variant.name}", file=sys.stderr)
 
 

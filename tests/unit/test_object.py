@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +20,7 @@ from tcpcore.errors import LibbpfError, TcpcoreError, UsageError
 from tcpcore.loader import ObjectFile, ffi
 from tcpcore.loader import object as loader
 from tcpcore.loader.ffi import libbpf
+from tcpcore.loader.lifetime import Lifetime
 from tcpcore.loader.object import (
     _find_maps,
     _rodata_image,
@@ -28,6 +29,18 @@ from tcpcore.loader.object import (
 )
 
 Built = tuple[str, ObjectFile]
+
+
+def program(number: int) -> ffi.ProgramHandle:
+    """A handle that no library has given."""
+    return ctypes.cast(number, ctypes.POINTER(ffi.BpfProgram))
+
+
+OWN_MAP = ctypes.cast(4096, ctypes.POINTER(ffi.BpfMap))
+
+
+def number(handle: Any) -> int:
+    return ctypes.cast(handle, ctypes.c_void_p).value or 0
 
 
 @given(st.sampled_from([1, 2, 4, 8]), st.data())
@@ -63,12 +76,14 @@ def test_a_number_for_an_array() -> None:
 
 
 @pytest.fixture
-def handle(built: Built) -> int:
-    """Opened, never loaded. Never closed either: the process is a short one."""
-    return int(libbpf().bpf_object__open_file(bytes(built[1].path), None))
+def handle(built: Built) -> Iterator[ffi.ObjectHandle]:
+    """Opened, never loaded."""
+    opened = libbpf().bpf_object__open_file(bytes(built[1].path), None)
+    yield opened
+    libbpf().bpf_object__close(opened)
 
 
-def test_values_stand_where_the_symbols_say(built: Built, handle: int) -> None:
+def test_values_stand_where_the_symbols_say(built: Built, handle: ffi.ObjectHandle) -> None:
     file = built[1]
     _write_rodata(handle, file, {"target_family": 10, "target_pid": b"\1\2\3\4\5"})
     address, size = _rodata_image(handle)
@@ -82,7 +97,7 @@ def test_values_stand_where_the_symbols_say(built: Built, handle: int) -> None:
     )
 
 
-def test_an_unknown_variable_lists_the_known(built: Built, handle: int) -> None:
+def test_an_unknown_variable_lists_the_known(built: Built, handle: ffi.ObjectHandle) -> None:
     file = built[1]
     with pytest.raises(TcpcoreError) as e:
         _write_rodata(handle, file, {"target_famliy": 10})
@@ -92,11 +107,11 @@ def test_an_unknown_variable_lists_the_known(built: Built, handle: int) -> None:
         assert name in str(e.value)
 
 
-def test_every_map_is_found_by_its_own_name(built: Built, handle: int) -> None:
+def test_every_map_is_found_by_its_own_name(built: Built, handle: ffi.ObjectHandle) -> None:
     file = built[1]
     maps = _find_maps(handle, file)
     assert maps.keys() == {*file.variables(".maps"), ".rodata", ".bss"}
-    assert len(set(maps.values())) == len(maps)
+    assert len(set(map(number, maps.values()))) == len(maps)
     with pytest.raises(TcpcoreError, match="no map 'evnets'"):
         maps["evnets"]
 
@@ -129,7 +144,7 @@ class FakePins:
             bpf_obj_get_info_by_fd=fill,
             bpf_map__key_size=lambda own: 8,
             bpf_map__value_size=lambda own: 4,
-            bpf_map__reuse_fd=reuse or (lambda own, fd: self.reused.append((own, fd))),
+            bpf_map__reuse_fd=reuse or (lambda own, fd: self.reused.append((number(own), fd))),
         )
         self._monkeypatch.setattr(loader, "libbpf", lambda: library)
         self._monkeypatch.setattr(Path, "readlink", lambda path: Path(f"anon_inode:{kind}"))
@@ -146,7 +161,7 @@ def pins(monkeypatch: pytest.MonkeyPatch) -> FakePins:
 @pytest.mark.parametrize("kind", [1, 9])
 def test_a_pinned_hash_takes_the_place(pins: FakePins, kind: int) -> None:
     pins.use("bpf-map", (kind, 77, 8))
-    loader._reuse(4096, Path("/sys/fs/bpf/x"))
+    loader._reuse(OWN_MAP, Path("/sys/fs/bpf/x"))
     assert pins.reused == [(4096, pins.opened[0])]
     assert pins.is_closed()
 
@@ -165,7 +180,7 @@ def test_another_pinned_object_is_refused(
 ) -> None:
     pins.use(kind, info)
     with pytest.raises(UsageError) as e:
-        loader._reuse(4096, Path("/sys/fs/bpf/x"))
+        loader._reuse(OWN_MAP, Path("/sys/fs/bpf/x"))
     assert str(e.value) == (
         f"/sys/fs/bpf/x: {what}; a hash with 8-byte keys is expected (bpftool map create "
         "/sys/fs/bpf/x type hash key 8 value 4 entries 128 name x)"
@@ -177,7 +192,7 @@ def test_another_pinned_object_is_refused(
 def test_a_pinned_map_that_libbpf_refuses_leaves_nothing(pins: FakePins) -> None:
     pins.use("bpf-map", (1, 77, 8), reuse=fails("bpf_map__reuse_fd", errno.EINVAL))
     with pytest.raises(LibbpfError):
-        loader._reuse(4096, Path("/sys/fs/bpf/x"))
+        loader._reuse(OWN_MAP, Path("/sys/fs/bpf/x"))
     assert pins.is_closed()
 
 
@@ -193,25 +208,31 @@ def test_no_pinned_map(monkeypatch: pytest.MonkeyPatch, number: int, why: str) -
     library = SimpleNamespace(bpf_obj_get=fails("bpf_obj_get", number))
     monkeypatch.setattr(loader, "libbpf", lambda: library)
     with pytest.raises(UsageError) as e:
-        loader._reuse(4096, Path("/sys/fs/bpf/x"))
+        loader._reuse(OWN_MAP, Path("/sys/fs/bpf/x"))
     assert str(e.value) == f"/sys/fs/bpf/x: {why}"
 
 
 class FakeLinks:
-    """libbpf that attaches: program n gives link n + 100. What happens is kept in order."""
+    """libbpf that attaches: program n gives link n + 100. What happens is kept in order.
+
+    missed: what the kernel says of a link; an error where it says nothing.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[tuple[Any, ...]] = []
         self.libbpf = SimpleNamespace(
-            bpf_program__attach=lambda program: self._note(program + 100, "attach", program),
-            bpf_program__attach_perf_event=lambda program, fd: self._note(
-                program + 100, "attach_perf_event", program
+            bpf_program__attach=lambda program: self._link("attach", program),
+            bpf_program__attach_perf_event=lambda program, fd: self._link(
+                "attach_perf_event", program
             ),
-            bpf_link__destroy=lambda link: self._note(0, "destroy", link),
-            bpf_link__fd=lambda link: link,
+            bpf_link__destroy=lambda link: self._note(0, "destroy", number(link)),
+            bpf_link__fd=number,
+            bpf_program__fd=number,
             bpf_iter_create=self._iterator,
+            bpf_obj_get_info_by_fd=self._fill,
         )
         self.output: list[bytes | OSError] = []
+        self.infos: dict[int, dict[str, int]] = {}
         monkeypatch.setattr(loader, "libbpf", lambda: self.libbpf)
         monkeypatch.setattr(loader, "tracepoint_id", lambda group, name: len(group + name))
         monkeypatch.setattr(ffi, "open_tracepoint", self._open)
@@ -219,6 +240,16 @@ class FakeLinks:
     def _note(self, result: int, *event: Any) -> int:
         self.events.append(event)
         return result
+
+    def _link(self, event: str, program: ffi.ProgramHandle) -> ffi.LinkHandle:
+        self._note(0, event, number(program))
+        return ctypes.cast(number(program) + 100, ctypes.POINTER(ffi.BpfLink))
+
+    def _fill(self, fd: int, into: Any, size: Any) -> None:
+        if fd not in self.infos:
+            raise LibbpfError("bpf_obj_get_info_by_fd", errno.EINVAL)
+        for name, value in self.infos[fd].items():
+            setattr(into._obj, name, value)
 
     def _open(self, number: int) -> int:
         self.fd = os.open("/dev/null", os.O_RDONLY)
@@ -246,17 +277,17 @@ def links(monkeypatch: pytest.MonkeyPatch) -> FakeLinks:
 
 def test_libbpf_attaches_what_is_no_classic_tracepoint(links: FakeLinks) -> None:
     with ExitStack() as stack:
-        for program, section in enumerate(("tp_btf/t", "raw_tp/t", "kprobe/f")):
-            loader._attach(stack, section, [program])
+        for n, section in enumerate(("tp_btf/t", "raw_tp/t", "kprobe/f"), 1):
+            loader._attach(stack, section, [program(n)])
     assert links.events == [
-        ("attach", 0), ("attach", 1), ("attach", 2),
-        ("destroy", 102), ("destroy", 101), ("destroy", 100),
+        ("attach", 1), ("attach", 2), ("attach", 3),
+        ("destroy", 103), ("destroy", 102), ("destroy", 101),
     ]  # fmt: skip
 
 
 def test_a_classic_tracepoint_goes_through_a_perf_event(links: FakeLinks) -> None:
     with ExitStack() as stack:
-        loader._attach(stack, "tp/group/name", [7])
+        loader._attach(stack, "tp/group/name", [program(7)])
         assert links.events == [("open", 9), ("attach_perf_event", 7)]
         os.close(links.fd)  # as the link does, whose it is now; a second close would raise
     assert links.events[2:] == [("destroy", 107)]
@@ -265,7 +296,7 @@ def test_a_classic_tracepoint_goes_through_a_perf_event(links: FakeLinks) -> Non
 def test_a_perf_event_that_takes_no_program_is_closed(links: FakeLinks) -> None:
     links.libbpf.bpf_program__attach_perf_event = fails("attach_perf_event", errno.EINVAL)
     with pytest.raises(LibbpfError), ExitStack() as stack:
-        loader._attach(stack, "tp/group/name", [7])
+        loader._attach(stack, "tp/group/name", [program(7)])
     assert links.events == [("open", 9)]
     assert not links.is_open()
 
@@ -273,22 +304,29 @@ def test_a_perf_event_that_takes_no_program_is_closed(links: FakeLinks) -> None:
 def test_an_optional_hook_that_fails_is_told(links: FakeLinks) -> None:
     links.libbpf.bpf_program__attach = fails("bpf_program__attach", errno.EBUSY)
     with ExitStack() as stack:
-        told = loader._attach_optional(stack, "kprobe/f", [1])
-        assert loader._attach_optional(stack, "tp/group/name", [2]) is None
+        told = loader._attach_optional(stack, "kprobe/f", [program(1)])
+        more, refused = loader._attach_optional(stack, "tp/group/name", [program(2)])
         os.close(links.fd)
-    assert told == "kprobe/f: bpf_program__attach: Device or resource busy"
+    assert told == ([], ["kprobe/f: bpf_program__attach: Device or resource busy"])
+    assert (list(map(number, more)), refused) == ([102], [])
     assert links.events[-1] == ("destroy", 102)
 
 
-def program(links: FakeLinks) -> loader.Attached:
+def attached(*links: int, **programs: list[int]) -> loader.Attached:
+    """An object of these programs, by section (with _ for /), and links."""
     nothing: Any = None
-    return loader.Attached(nothing, nothing, (), (), {}, loader._Maps(), {"iter/task_file": [7]})
+    return loader.Attached(
+        nothing, nothing, (), (), {}, loader._Maps(),
+        {s.replace("_", "/", 1): list(map(program, of)) for s, of in programs.items()},
+        [ctypes.cast(n, ctypes.POINTER(ffi.BpfLink)) for n in links],
+        Lifetime(),
+    )  # fmt: skip
 
 
 def test_an_iterator_is_read_to_its_end(links: FakeLinks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "read", links.read)
     links.output = [b"some", BlockingIOError(errno.EAGAIN, ""), b"more", b""]
-    program(links).iterate("iter/task_file")
+    attached(iter_task_file=[7]).iterate("iter/task_file")
     assert links.output == []
     assert links.events == [("attach", 7), ("iter", 107), ("destroy", 107)]
     assert not links.is_open()
@@ -300,6 +338,6 @@ def test_an_iterator_that_fails_leaves_nothing(
     monkeypatch.setattr(os, "read", links.read)
     links.output = [OSError(errno.ENOMEM, "")]
     with pytest.raises(LibbpfError, match=r"^read: Cannot allocate memory"):
-        program(links).iterate("iter/task_file")
+        attached(iter_task_file=[7]).iterate("iter/task_file")
     assert links.events[-1] == ("destroy", 107)
     assert not links.is_open()
