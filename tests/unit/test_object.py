@@ -6,8 +6,9 @@ import ctypes
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpcore.errors import LibbpfError, TcpcoreError, UsageError
-from tcpcore.loader import ObjectFile, ffi
+from tcpcore.errors import LibbpfError, TcpcoreError, UnsupportedError, UsageError
+from tcpcore.loader import ObjectFile, Variant, ffi, kernel, plan
 from tcpcore.loader import object as loader
 from tcpcore.loader.ffi import libbpf
 from tcpcore.loader.lifetime import Lifetime
@@ -27,6 +28,7 @@ from tcpcore.loader.object import (
     _write_rodata,
     encode,
 )
+from tests.unit.samples import ARCHITECTURES, TOOLS, object_file
 
 Built = tuple[str, ObjectFile]
 
@@ -312,12 +314,12 @@ def test_an_optional_hook_that_fails_is_told(links: FakeLinks) -> None:
     assert links.events[-1] == ("destroy", 102)
 
 
-def attached(*links: int, **programs: list[int]) -> loader.Attached:
-    """An object of these programs, by section (with _ for /), and links."""
+def attached(*links: int, **programs: int) -> loader.Attached:
+    """An object of these links and programs, by section (with __ for /)."""
     nothing: Any = None
     return loader.Attached(
         nothing, nothing, (), (), {}, loader._Maps(),
-        {s.replace("_", "/", 1): list(map(program, of)) for s, of in programs.items()},
+        {name.replace("__", "/"): [program(n)] for name, n in programs.items()},
         [ctypes.cast(n, ctypes.POINTER(ffi.BpfLink)) for n in links],
         Lifetime(),
     )  # fmt: skip
@@ -326,7 +328,7 @@ def attached(*links: int, **programs: list[int]) -> loader.Attached:
 def test_an_iterator_is_read_to_its_end(links: FakeLinks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "read", links.read)
     links.output = [b"some", BlockingIOError(errno.EAGAIN, ""), b"more", b""]
-    attached(iter_task_file=[7]).iterate("iter/task_file")
+    attached(iter__task_file=7).iterate("iter/task_file")
     assert links.output == []
     assert links.events == [("attach", 7), ("iter", 107), ("destroy", 107)]
     assert not links.is_open()
@@ -338,6 +340,176 @@ def test_an_iterator_that_fails_leaves_nothing(
     monkeypatch.setattr(os, "read", links.read)
     links.output = [OSError(errno.ENOMEM, "")]
     with pytest.raises(LibbpfError, match=r"^read: Cannot allocate memory"):
-        attached(iter_task_file=[7]).iterate("iter/task_file")
+        attached(iter__task_file=7).iterate("iter/task_file")
     assert links.events[-1] == ("destroy", 107)
     assert not links.is_open()
+
+
+def test_every_use_after_the_end_is_refused(links: FakeLinks) -> None:
+    """Descriptors and handles may be somebody else's by then."""
+    links.libbpf.bpf_map__fd = links.libbpf.bpf_map__key_size = number
+    links.libbpf.bpf_map__value_size = number
+    one = attached(raw_tp=7)
+    one._maps["m"] = OWN_MAP
+    there = one.map("m")
+    one._life.end()
+    for use in (
+        one.check, one.missed,
+        lambda: one.map("m"), lambda: one.counters("lost_map"), lambda: one.call("raw_tp", 1),
+        lambda: one.iterate("raw_tp"),
+        lambda: there.get(b"k"), lambda: there.set(b"k", b"v"), lambda: list(there.keys()),
+    ):  # fmt: skip
+        with pytest.raises(TcpcoreError, match="this trace has ended"):
+            use()
+    assert links.events == []
+
+
+def test_the_end_waits_for_who_is_at_work() -> None:
+    life, order = Lifetime(), list[str]()
+
+    def end() -> None:
+        life.end()
+        order.append("end")
+
+    def work() -> None:
+        with life:
+            begun.set()
+            go_on.wait(60)
+            order.append("work")
+
+    begun, go_on = threading.Event(), threading.Event()
+    worker = threading.Thread(target=work)
+    worker.start()
+    begun.wait(60)
+    ender = threading.Thread(target=end)
+    ender.start()
+    ender.join(0.05)
+    go_on.set()
+    worker.join(60)
+    ender.join(60)
+    assert order == ["work", "end"]
+
+
+class FakeAttempts:
+    """Bringing up succeeds or fails as `outcomes` say. `freed`: which ones were freed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.outcomes: list[Callable[[], None]] = []
+        self.tried: list[str] = []
+        self.freed: list[str] = []
+        monkeypatch.setattr(loader, "_bring_up", self._bring_up)
+        monkeypatch.setattr(kernel, "has_kprobes", lambda: True)
+        monkeypatch.setattr(plan, "_lockdown", lambda: "none")
+
+    def _bring_up(self, stack: ExitStack, file: Any, choice: Any, *rest: Any) -> loader.Attached:
+        name = choice.variant.sections[0]
+        self.tried.append(name)
+        stack.callback(self.freed.append, name)
+        self.outcomes.pop(0)()
+        return attached()
+
+    def run(self) -> AbstractContextManager[loader.Attached]:
+        path = object_file(TOOLS[0], ARCHITECTURES[0]).path
+        variants = [Variant("tracepoint", (f"raw_tp/{name}",)) for name in "ab"]
+        return loader.attached(path, variants, loader.Settings())
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> FakeAttempts:
+    return FakeAttempts(monkeypatch)
+
+
+def refuse(number: int) -> Callable[[], None]:
+    """As a call of libbpf's that fails: the error takes libbpf's log along."""
+
+    def fail() -> None:
+        ffi.negative(-number, refuse, ())
+
+    return fail
+
+
+def test_what_was_brought_up_is_freed_at_the_blocks_end(attempts: FakeAttempts) -> None:
+    attempts.outcomes = [refuse(errno.EINVAL), lambda: None]
+    with attempts.run() as one:
+        assert attempts.tried == ["raw_tp/a", "raw_tp/b"]
+        assert attempts.freed == ["raw_tp/a"]
+        one.check()
+    assert attempts.freed == ["raw_tp/a", "raw_tp/b"]
+    with pytest.raises(TcpcoreError, match="has ended"):
+        one.check()
+
+
+def test_a_child_frees_nothing(attempts: FakeAttempts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would switch off its parent's rings and hooks (PERF_EVENT_IOC_DISABLE)."""
+    attempts.outcomes = [lambda: None]
+    with attempts.run():
+        monkeypatch.setattr(os, "getpid", lambda: 1 << 30)
+    assert attempts.freed == []
+
+
+def test_out_of_memory_is_no_refusal(attempts: FakeAttempts) -> None:
+    """The next variant needs as much; and the remedy is told."""
+    attempts.outcomes = [refuse(errno.ENOMEM)]
+    with pytest.raises(TcpcoreError, match="ulimit -l") as e, attempts.run():
+        pass
+    assert e.value.exit_code == 1
+    assert attempts.tried == attempts.freed == ["raw_tp/a"]
+
+
+def test_what_libbpf_said_before_does_not_name_the_cause(
+    attempts: FakeAttempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def says(what: str, number: int) -> Callable[[], None]:
+        def fail() -> None:
+            ffi.log.lines.append(f"libbpf: {what}")
+            refuse(number)()
+
+        return fail
+
+    attempts.outcomes = [says("one cause", errno.EINVAL), refuse(errno.EBUSY)]
+    with pytest.raises(UnsupportedError) as e, attempts.run():
+        pass
+    assert "Invalid argument: one cause;" in str(e.value)
+    assert str(e.value).endswith("Device or resource busy")
+
+
+def test_each_attempt_begins_with_an_empty_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings of what went well do not count either."""
+    monkeypatch.setattr(loader, "_open", lambda *arguments: refuse(errno.EINVAL)())
+    ffi.log.lines.append("libbpf: old news")
+    path = object_file(TOOLS[0], ARCHITECTURES[0]).path
+    variant = Variant("tracepoint", ("raw_tp/a",))
+    with pytest.raises(UnsupportedError) as e, loader.attached(
+        path, [variant], loader.Settings()
+    ):  # fmt: skip
+        pass
+    assert "old news" not in str(e.value)
+
+
+def test_an_optional_hook_is_not_refused_with_old_news(links: FakeLinks) -> None:
+    links.libbpf.bpf_program__attach = lambda program: refuse(errno.EBUSY)()
+    ffi.log.lines.append("libbpf: old news")
+    with ExitStack() as stack:
+        _, told = loader._attach_optional(stack, "kprobe/f", [program(1)])
+    assert told == ["kprobe/f: refuse: Device or resource busy"]
+
+
+def test_misses_of_programs_and_of_probes_are_added_up(links: FakeLinks) -> None:
+    links.infos = {
+        1: {"recursion_misses": 1},
+        2: {"recursion_misses": 20},
+        101: {"type": 7, "event_type": 3, "missed": 300},
+        102: {"type": 7, "event_type": 4, "missed": 4000},
+        # A classic tracepoint's link has something else there; and a raw tracepoint's.
+        103: {"type": 7, "event_type": 5, "missed": 9 << 40},
+        104: {"type": 1, "event_type": 3, "missed": 9 << 40},
+    }
+    one = attached(101, 102, 103, 104, 105, kprobe__f=1, kretprobe__f=2)
+    assert one.missed() == 4321
+
+
+def test_the_kernels_structs_have_their_layout() -> None:
+    """include/uapi/linux/bpf.h"""
+    assert loader._LinkInfo.event_type.offset == 16
+    assert loader._LinkInfo.missed.offset == 48
+    assert loader._ProgramInfo.recursion_misses.offset == 208

@@ -79,7 +79,7 @@ class Btf:
 def no_btf() -> str | None:
     """Why the kernel's own BTF cannot be had; None if it can."""
     try:
-        os.close(os.open(VMLINUX_BTF, os.O_RDONLY | os.O_CLOEXEC))
+        _try_open(VMLINUX_BTF)
     except FileNotFoundError:
         return f"no kernel BTF ({VMLINUX_BTF} is absent)"
     except OSError as e:
@@ -90,13 +90,17 @@ def no_btf() -> str | None:
 def check_btf(path: Path) -> None:
     """UsageError unless the file holds BTF: as it is, or in an ELF section (btf__parse)."""
     try:
+        _try_open(path)
         types = libbpf().btf__parse(os.fsencode(path), None)
-    except LibbpfError as e:
-        # Other content makes many errors, numbers of libbpf's own among them.
-        is_closed = e.errno in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR)
-        why = os.strerror(e.errno) if is_closed else "no BTF in it"
-        raise UsageError(f"--btf: {path}: {why}") from None
+    except OSError as e:
+        raise UsageError(f"--btf: {path}: {e.strerror}") from None
+    except LibbpfError:  # of many kinds: libbpf has error numbers of its own for other content
+        raise UsageError(f"--btf: {path}: no BTF in it") from None
     libbpf().btf__free(types)
+
+
+def _try_open(path: Path) -> None:
+    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
 
 
 def has_kprobes() -> bool:
