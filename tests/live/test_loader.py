@@ -1,4 +1,4 @@
-"""What the loader asks of the kernel beside its BTF: ids of classic tracepoints."""
+"""What the loader gets from a kernel that hides things, or grants little."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from tcpcore import tools
 from tests.live import harness
 
 TRACING, DEBUG = "/sys/kernel/tracing", "/sys/kernel/debug"
@@ -74,3 +75,72 @@ def test_without_the_right_to_mount() -> None:
     done = ask(code=drop + ASK)
     assert done.returncode != 0
     assert "mount -t tracefs tracefs /sys/kernel/tracing" in done.stderr.splitlines()[-1]
+
+
+def with_only(capabilities: str, user: int, code: str, *mounts: str) -> list[str]:
+    """Python of this user with these capabilities alone, behind such mounts; what it printed."""
+    sets = ",".join(["-all", *(f"+{one}" for one in capabilities.split())])
+    drop = [
+        *("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"),
+        *(f"--{kind}={sets}" for kind in ("inh-caps", "bounding-set")),
+        f"--ambient-caps={sets if user else '-all'}",
+    ]
+    done = apart(*mounts, 'exec "$@"', arguments=[*drop, sys.executable, "-c", code])
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+# Each tool's exit code; and what came of it.
+TRY_ALL = """
+import tcpcore
+from tcpcore.tools import names
+
+for name in names():
+    try:
+        with tcpcore.trace(name, map_size=64) as events:
+            print(name, 0, events.variant)
+    except tcpcore.TcpcoreError as e:
+        print(name, e.exit_code, e)
+"""
+
+
+def test_with_two_capabilities_each_tool_works_or_says_what_it_lacks() -> None:
+    """tracefs may be closed to us: here it is another user's, and root is without CAP_DAC_*."""
+    closed = f"mount -t tracefs -o uid=65534,mode=700 none {TRACING}"
+    told = with_only("bpf perfmon", 0, TRY_ALL, closed)
+    assert [line.split()[0] for line in told] == tools.names()
+    for line in told:
+        name, code, *_ = line.split()
+        if code != "0":
+            assert code == "4", line
+            assert "CAP_DAC_READ_SEARCH" in line
+            # The others have a way without it everywhere.
+            assert name in ("accept", "tracer")
+
+
+# The default, and then the same size on demand.
+RINGS = """
+import os, resource, socket, tcpcore
+from tcpcore import tracing
+
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))
+tracing.default_buffer = lambda: 8 << 20
+with tcpcore.trace("connlat", map_size=64, pid=os.getpid(), count=1) as events:
+    print(events._trace.program.rings["events"].size)
+    socket.socket().connect_ex(("127.0.0.1", 1))
+    print(next(iter(events)).rport)
+try:
+    with tcpcore.trace("connlat", map_size=64, buffer="8M"):
+        pass
+except tcpcore.TcpcoreError as e:
+    print(e.exit_code, e)
+"""
+
+
+def test_rings_are_as_large_as_may_be_locked() -> None:
+    """A user of its own, since what each may lock is counted per user."""
+    size, port, refusal = with_only("bpf perfmon dac_read_search", 64999, RINGS)
+    assert 4096 <= int(size) < 8 << 20
+    assert port == "1"
+    assert refusal.startswith("4 no rings of 8192 KiB per CPU: ")
+    assert "CAP_IPC_LOCK" in refusal
