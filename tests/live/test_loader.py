@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -144,3 +146,42 @@ def test_rings_are_as_large_as_may_be_locked() -> None:
     assert port == "1"
     assert refusal.startswith("4 no rings of 8192 KiB per CPU: ")
     assert "CAP_IPC_LOCK" in refusal
+
+
+# Each tool with BTF from a file (the first argument): its way, and how many rows came.
+FROM_FILE = """
+import os, sys, tcpcore
+from tests.live import harness
+from tcpcore.tools import names
+
+for name in names():
+    with tcpcore.trace(name, btf=sys.argv[1], map_size=64, pid=os.getpid()) as events:
+        harness.session()
+        rows = 0
+        while not rows:
+            rows += len(events.read())
+        print(name, events.variant, rows)
+try:
+    with tcpcore.trace("life", btf=sys.argv[1], all=True):
+        pass
+except tcpcore.TcpcoreError as e:
+    print(e.exit_code, e)
+"""
+
+
+def test_every_tool_works_with_btf_from_a_file(tmp_path: Path) -> None:
+    """Only iterators need the kernel's own; and what was given is not recommended again."""
+    copy = tmp_path / "vmlinux.btf"
+    copy.write_bytes(Path("/sys/kernel/btf/vmlinux").read_bytes())
+    # Where libbpf looks for it.
+    folders = filter(os.path.isdir, ("/sys/kernel/btf", "/boot", "/lib/modules"))
+    hidden = [f"mount -t tmpfs none {folder}" for folder in folders]
+    python = [sys.executable, "-c", FROM_FILE, str(copy)]
+    done = apart(*hidden, 'exec "$@"', arguments=python)
+    assert done.stderr == ""
+    *told, refusal = done.stdout.splitlines()
+    assert [line.split()[0] for line in told] == tools.names()
+    assert {line.split()[1] for line in told} <= {"kprobe", "tracepoint"}
+    assert refusal.startswith("3 no way to attach on this kernel: ")
+    assert "--btf FILE" not in refusal
+    assert f"need BTF in the kernel itself, beside {copy}" in refusal

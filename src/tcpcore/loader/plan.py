@@ -130,7 +130,7 @@ def _remedy(errors: Sequence[LibbpfError], btf: Path | None) -> str:
     if kernel.no_btf() and "BTF" in said:
         if btf is None:
             return " (--btf FILE takes BTF of this kernel from a file)"
-        return f" (without BTF of its own the kernel takes no such program, whatever {btf} has)"
+        return f" (iter, fentry and tp_btf programs need BTF in the kernel itself, beside {btf})"
     if _lockdown() == "confidentiality":
         return " (kernel lockdown is 'confidentiality', which forbids reading kernel memory)"
     return ""
