@@ -15,6 +15,7 @@ from tcpcore import tracing
 from tcpcore.errors import LibbpfError
 from tcpcore.loader import Attached, RingSize
 from tcpcore.loader.perf import Batch
+from tcpcore.run import describe
 from tcpcore.tool import Sweep, Tool
 from tcpcore.tracing import SLACK_NS, Losses, Machinery, Trace
 from tests.unit.samples import event, tool
@@ -145,6 +146,14 @@ def test_every_loss_is_told() -> None:
 def test_any_loss_is_one(kind: str) -> None:
     assert Losses(**{kind: 1})
     assert not Losses()
+
+
+def test_a_refused_event_is_not_told_as_a_full_ring() -> None:
+    said = describe(Losses(output=3))
+    assert said.startswith("lost so far: 3 events had no ring")
+    assert "full" not in said
+    assert "--buffer" not in said
+    assert "no ring" not in describe(Losses(ring=3))
 
 
 def test_what_is_derived_is_behind_each_record() -> None:
