@@ -390,6 +390,9 @@ def test_the_end_waits_for_who_is_at_work() -> None:
     assert order == ["work", "end"]
 
 
+NOTHING_SET = loader.Settings()
+
+
 class FakeAttempts:
     """Bringing up succeeds or fails as `outcomes` say. `freed`: which ones were freed."""
 
@@ -408,10 +411,12 @@ class FakeAttempts:
         self.outcomes.pop(0)()
         return attached()
 
-    def run(self) -> AbstractContextManager[loader.Attached]:
+    def run(
+        self, settings: loader.Settings = NOTHING_SET
+    ) -> AbstractContextManager[loader.Attached]:
         path = object_file(TOOLS[0], ARCHITECTURES[0]).path
         variants = [Variant("tracepoint", (f"raw_tp/{name}",)) for name in "ab"]
-        return loader.attached(path, variants, loader.Settings())
+        return loader.attached(path, variants, settings)
 
 
 @pytest.fixture
@@ -513,3 +518,14 @@ def test_the_kernels_structs_have_their_layout() -> None:
     assert loader._LinkInfo.event_type.offset == 16
     assert loader._LinkInfo.missed.offset == 48
     assert loader._ProgramInfo.recursion_misses.offset == 208
+
+
+def test_a_btf_file_that_is_none_is_told_before_anything_is_tried(
+    attempts: FakeAttempts, tmp_path: Path
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("no BTF")
+    with pytest.raises(UsageError) as e, attempts.run(loader.Settings(btf=text)):
+        pass
+    assert str(e.value) == f"--btf: {text}: no BTF in it"
+    assert attempts.tried == []
