@@ -75,7 +75,7 @@ def test_a_reader_in_another_thread_is_told_of_the_end() -> None:
 
 
 def test_a_loop_that_is_left_loses_nothing() -> None:
-    with tcpcore.trace("connlat", **mine()) as events:
+    with tcpcore.trace("connlat", duration=harness.PATIENCE, **mine()) as events:
         made = ports(10)
         assert [next(iter(events)).rport for _ in made] == made
 
