@@ -194,6 +194,7 @@ MAP_REFUSED = "libbpf: map 'owners': failed to create: Operation not permitted(-
     [
         (errno.ENOMEM, [], "ulimit -l"),
         (errno.EPERM, [MAP_REFUSED], "ulimit -l"),
+        (errno.EPERM, ["libbpf: Error in bpf_create_map_xattr(starts):..."], "ulimit -l"),
         (errno.EMFILE, [], "ulimit -n"),
         (errno.ENFILE, [], "fs.file-max"),
     ],
@@ -206,7 +207,8 @@ def test_what_has_run_out_ends_the_search_with_a_remedy(
     assert error.exit_code == 1
     assert remedy in str(error)
     assert "bpf_object__load" in str(error)
-    assert ("--buffer" in str(error)) == (remedy == "ulimit -l")
+    assert ("--map-size" in str(error)) == (remedy == "ulimit -l")
+    assert ("--buffer" in str(error)) == (number == errno.ENOMEM)
 
 
 def test_another_failure_has_run_out_of_nothing() -> None:

@@ -94,18 +94,20 @@ def candidates(
 
 def exhausted(error: LibbpfError) -> TcpcoreError | None:
     """The error to end with where something ran out that the next variant needs as much of."""
-    number = error.errno
+    remedy = _EXHAUSTED.get(error.errno)
     # Before Linux 5.11 (97306be45fbe) maps count as locked memory, and too little of it is EPERM.
-    if number == errno.EPERM and any(_MAP_REFUSED.search(line) for line in error.log):
-        number = errno.ENOMEM
-    remedy = _EXHAUSTED.get(number)
+    if error.errno == errno.EPERM and any(map(_NO_MAP.search, error.log)):
+        remedy = (
+            "no maps: raise 'ulimit -l', or lower --map-size (before Linux 5.11 they count as "
+            "locked memory), or leave the container that forbids them"
+        )
     return TcpcoreError(f"{remedy} ({error})") if remedy else None
 
 
-_MAP_REFUSED = re.compile(r"map '[^']*': failed to create|Error in bpf_create_map")
+_NO_MAP = re.compile(r"map '[^']*': failed to create|Error in bpf_create_map")
 _EXHAUSTED = {
-    errno.ENOMEM: "out of memory that may be locked: raise 'ulimit -l', or lower --map-size or "
-    "--buffer",
+    errno.ENOMEM: "out of memory, or of memory that may be locked: raise 'ulimit -l', or lower "
+    "--map-size or --buffer",
     errno.EMFILE: "too many files are open in this process: raise 'ulimit -n'",
     errno.ENFILE: "too many files are open on this host: raise fs.file-max (sysctl)",
 }
