@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpcore.errors import LibbpfError, TcpcoreError
+from tcpcore.errors import LibbpfError, PrivilegeError, TcpcoreError
 from tcpcore.loader import ffi, perf
 from tcpcore.loader.lifetime import Lifetime
 from tcpcore.loader.perf import (
@@ -305,6 +305,14 @@ def test_rings_are_not_made_smaller_than_asked_for(
     assert f"no rings of {tried[-1] * PAGE >> 10} KiB per CPU" in str(e.value)
     assert says in str(e.value)
     assert "--buffer" in str(e.value)
+
+
+def test_perf_events_for_root_only_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeLibrary(monkeypatch, FakeRing(256))
+    library.refusals = [errno.EACCES] * 9
+    with pytest.raises(PrivilegeError, match=r"CAP_SYS_ADMIN.*perf_event_paranoid"):
+        library.open(wanted=8 * PAGE, least=1)
+    assert len(library.opened) == 1
 
 
 def test_another_failure_is_not_about_the_size(monkeypatch: pytest.MonkeyPatch) -> None:

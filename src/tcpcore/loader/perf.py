@@ -202,25 +202,31 @@ def perf_buffer(map_fd: int, size: RingSize, life: Lifetime) -> PerfBuffer:
     """Rings for a PERF_EVENT_ARRAY map: of the wanted size, or of the largest half, quarter and
     so on of it that the kernel gives, down to the least.
 
-    Raises PrivilegeError where it would give them to CAP_IPC_LOCK, TcpcoreError where memory is
-    short, and LibbpfError.
+    Raises PrivilegeError where more privilege would help, TcpcoreError where memory is short, and
+    LibbpfError.
     """
     count = pages(size.wanted)
     while True:
         try:
             return PerfBuffer(_open(map_fd, count), count * mmap.PAGESIZE, life)
         except LibbpfError as e:
-            if e.errno not in _TOO_LARGE:
+            if e.errno not in _REFUSALS:
                 raise
-            if count <= pages(size.least):
-                kind, remedy = _TOO_LARGE[e.errno]
+            if e.errno == errno.EACCES or count <= pages(size.least):
+                kind, remedy = _REFUSALS[e.errno]
                 kilobytes = count * mmap.PAGESIZE >> 10
                 raise kind(f"no rings of {kilobytes} KiB per CPU: {remedy} ({e})") from None
         count //= 2
 
 
-# perf_mmap() answers EPERM where perf_event_mlock_kb and RLIMIT_MEMLOCK together are exceeded.
-_TOO_LARGE: dict[int, tuple[type[TcpcoreError], str]] = {
+_REFUSALS: dict[int, tuple[type[TcpcoreError], str]] = {
+    # Debian's kernels know a kernel.perf_event_paranoid of 3, and have it by default.
+    errno.EACCES: (
+        PrivilegeError,
+        "this kernel opens perf events with CAP_SYS_ADMIN only: run as root, or lower "
+        "kernel.perf_event_paranoid (sysctl) to 2",
+    ),
+    # From perf_mmap(), where perf_event_mlock_kb and RLIMIT_MEMLOCK together are exceeded.
     errno.EPERM: (
         PrivilegeError,
         "that much memory is locked with CAP_IPC_LOCK only: run as root, raise 'ulimit -l' or "
