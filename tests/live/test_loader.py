@@ -41,7 +41,7 @@ def apart(*commands: str, arguments: Sequence[str] = ()) -> subprocess.Completed
         ["unshare", "-m", "sh", "-c", " && ".join([*hidden, *commands]), "sh", *arguments],
         capture_output=True,
         text=True,
-        timeout=harness.PATIENCE,
+        timeout=4 * harness.PATIENCE,  # six tools, one after another, in an emulated machine
     )
 
 
