@@ -14,7 +14,7 @@ STARTED = time.monotonic()
 
 # ruff: noqa: E402 - the imports are what is measured
 from tcpcore import cli
-from tcpcore.loader import elf, ffi, kernel, object
+from tcpcore.loader import elf, ffi, object
 from tcpcore.loader.ffi import libbpf
 from tcpcore.output import Table
 
@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 CALLS = {
+    "btf__load_vmlinux_btf": "kernel BTF",
     "bpf_object__open_file": "open",
     "bpf_object__load": "load",
     "perf_buffer__new_raw": "rings",
@@ -60,12 +61,11 @@ def report(table: Table) -> str:
 
 
 def install() -> None:
-    """Put clocks around the calls of CALLS, the kernel's BTF and the object file's symbols."""
+    """Put clocks around the calls of CALLS and the object file's symbols."""
     library = libbpf()
     for name, phase in CALLS.items():
         setattr(library, name, clocked(phase, getattr(library, name)))
     setattr(ffi, "open_tracepoint", clocked("attach", ffi.open_tracepoint))  # noqa: B010
-    setattr(kernel, "btf", clocked("kernel BTF", kernel.btf))  # noqa: B010 - not for mypy
     setattr(object, "ObjectFile", clocked("object file", elf.ObjectFile))  # noqa: B010
     setattr(Table, "header", report)  # noqa: B010
 

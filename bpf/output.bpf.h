@@ -17,19 +17,26 @@ struct {
 /* Puts the event's layout into the object's BTF, where tests compare it with the Python mirror. */
 #define EVENT(name) const struct name *event_layout __attribute__((unused))
 
-__u64 lost_ring; /* events that found the perf ring full */
-__u64 lost_map;	 /* sockets that found a map full: nothing can be told of them */
+__u64 lost_ring;   /* events that found the perf ring full */
+__u64 lost_output; /* events that the kernel took for no ring at all */
+__u64 lost_map;	   /* sockets that found a map full: nothing can be told of them */
 /* The kernel counts each skipped program as missed; of these, another program did the work. */
 __u64 made_up_for;
 
 /*
  * The kernel's own PERF_RECORD_LOST comes only with the next event that fits, which a trace that
- * ends may never see; the helper's return value is there at once.
+ * ends may never see; the helper's return value is there at once. A full ring is ENOSPC. A CPU that
+ * came after the start has no ring (ENOENT, or E2BIG beyond the possible ones); other errors are
+ * refusals, too (EOPNOTSUPP, EBUSY when too many are under way): kernel/trace/bpf_trace.c.
  */
 static __always_inline void emit(void *ctx, void *event, __u64 size)
 {
-	if (bpf_perf_event_output(ctx, &events, BPF_F_CURRENT_CPU, event, size) < 0)
+	long error = bpf_perf_event_output(ctx, &events, BPF_F_CURRENT_CPU, event, size);
+
+	if (error == -ENOSPC)
 		__sync_fetch_and_add(&lost_ring, 1);
+	else if (error)
+		__sync_fetch_and_add(&lost_output, 1);
 }
 
 static __always_inline void lose_socket(void)

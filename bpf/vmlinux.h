@@ -269,6 +269,7 @@ enum { /* include/net/tcp_states.h */
 
 #define EINTR 4
 #define E2BIG 7
+#define ENOSPC 28
 #define EPIPE 32
 #define EADDRNOTAVAIL 99
 #define ECONNABORTED 103

@@ -22,7 +22,7 @@ import typer
 from tcpcore import filters
 from tcpcore.errors import UsageError
 from tcpcore.filters import Filters
-from tcpcore.tracing import Machinery, default_buffer
+from tcpcore.tracing import Machinery
 
 _WHO, _WHERE, _SHOW, _WHEN, _HOW = "Who", "Where", "Output", "When", "Machinery"
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -181,9 +181,9 @@ class Common:
             found += [containers.cgroup("--container", text) for text in self.container]
         return found
 
-    def _buffer(self) -> int:
+    def _buffer(self) -> int | None:
         if self.buffer is None:
-            return default_buffer()
+            return None
         return affordable("--buffer", size("--buffer", self.buffer))
 
     def machinery(self) -> Machinery:

@@ -163,6 +163,8 @@ def describe(losses: Losses) -> str:
         f"{losses.missed} events came while the program ran already": losses.missed,
         f"{losses.malformed} records could not be decoded": losses.malformed,
         f"{losses.answers} DNS packets came too fast to be read": losses.answers,
+        f"{losses.output} events had no ring to go to (a CPU that came after the start has none: "
+        "start again)": losses.output,
     }
     return "lost so far: " + "; ".join(text for text, number in causes.items() if number)
 
@@ -172,6 +174,8 @@ def _explain(trace: Trace) -> None:
         print(f"refused: {refusal}", file=sys.stderr)
     for absent in trace.program.absent:
         print(f"not attached: {absent}", file=sys.stderr)
+    size = trace.program.rings["events"].size
+    print(f"ring per CPU: {size >> 10} KiB", file=sys.stderr)
     print(f"attached: {trace.program.variant.name}", file=sys.stderr)
 
 

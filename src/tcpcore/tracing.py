@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-import select
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from tcpcore import fields, privilege
 from tcpcore.errors import LibbpfError, UnsupportedError
 from tcpcore.filters import Filters
-from tcpcore.loader import Attached, Settings, attached
+from tcpcore.loader import Attached, RingSize, Settings, attached
 from tcpcore.loader.perf import Record
 from tcpcore.tool import Derive, Sweep, Tool
 
@@ -41,12 +40,22 @@ def default_buffer() -> int:
 
 @dataclass(frozen=True)
 class Machinery:
-    """How to trace. buffer: bytes per CPU. map_size: sockets. attach, btf: as in Settings."""
+    """How to trace.
 
-    buffer: int = field(default_factory=default_buffer)
+    buffer: bytes per CPU; None: the default, or as much of it as the kernel gives. map_size:
+    sockets. attach, btf: as in Settings.
+    """
+
+    buffer: int | None = None
     map_size: int = 65536
     attach: str | None = None
     btf: Path | None = None
+
+    def ring(self) -> RingSize:
+        """A size that was asked for is what the user gets, or an error."""
+        if self.buffer is None:
+            return RingSize(default_buffer(), least=1)
+        return RingSize(self.buffer, least=self.buffer)
 
 
 @dataclass(frozen=True)
@@ -54,14 +63,17 @@ class Losses:
     """What was not seen, in events or sockets.
 
     ring: a full ring. map: a full map. missed: programs that the kernel skipped since one ran on
-    the CPU already. malformed: records that could not be decoded. answers: DNS packets that came
-    too fast to be read, whose names are not known.
+    the CPU already, or since too many tasks were in a function with a return probe. malformed:
+    records that could not be decoded. output: events that the kernel took for no ring, such as
+    those on a CPU that came after the start. answers: DNS packets that came too fast to be read,
+    whose names are not known.
     """
 
     ring: int = 0
     map: int = 0
     missed: int = 0
     malformed: int = 0
+    output: int = 0
     answers: int = 0
 
     def __bool__(self) -> bool:
@@ -89,13 +101,10 @@ class Trace:
         self._young: list[Record] = []
         self._lost = self._malformed = 0
         self._held = tool.held
-        self._poll = select.poll()
-        self._poll.register(self._buffer.fd, select.POLLIN)
 
     def wait(self, until: float = math.inf) -> None:
         """Until a ring has filled to its watermark, a PERIOD is over, or `until` (monotonic)."""
-        left = min(PERIOD, max(0.0, until - time.monotonic()))
-        self._poll.poll(math.ceil(left * 1000))
+        self._buffer.wait(min(PERIOD, max(0.0, until - time.monotonic())))
 
     def read(self, last: bool = False) -> list[Record]:
         """Raw records in time order, none older than those of the call before.
@@ -131,18 +140,18 @@ class Trace:
     def losses(self) -> Losses:
         """Everything lost since the start. The kernel's record of a full ring comes late or never,
         our own count leaves out what the kernel refused elsewhere: the larger is right."""
-        names = ("lost_ring", "lost_map", "made_up_for")
-        ring, sockets, made_up_for = self.program.counters(*names)
+        names = ("lost_ring", "lost_map", "lost_output", "made_up_for")
+        ring, sockets, output, made_up_for = self.program.counters(*names)
         missed = max(0, self.program.missed() - made_up_for)
         answers = self._derive.lost() if self._derive else 0
-        return Losses(max(self._lost, ring), sockets, missed, self._malformed, answers)
+        return Losses(max(self._lost, ring), sockets, missed, self._malformed, output, answers)
 
 
 @contextmanager
 def opened(tool: Tool, filters: Filters, machinery: Machinery) -> Iterator[Trace]:
     """Load and attach a tool; everything is gone again at the end of the block.
 
-    Raises PrivilegeError, UnsupportedError, UsageError.
+    Raises PrivilegeError, UnsupportedError, UsageError, TcpcoreError.
     """
     path = object_path(tool.name)
     privilege.require(tool.name)
@@ -153,7 +162,7 @@ def opened(tool: Tool, filters: Filters, machinery: Machinery) -> Iterator[Trace
         attach=machinery.attach,
         btf=machinery.btf,
         pins=filters.pins(),
-        rings={"events": machinery.buffer},
+        rings={"events": machinery.ring()},
     )
     variants = [replace(v, optional=(*filters.hooks(), *v.optional)) for v in tool.variants]
     derive = tool.derive() if tool.derive else nullcontext()

@@ -1,13 +1,16 @@
-"""What the loader asks of the kernel beside its BTF: ids of classic tracepoints."""
+"""What the loader gets from a kernel that hides things, or grants little."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+from tcpcore import tools
 from tests.live import harness
 
 TRACING, DEBUG = "/sys/kernel/tracing", "/sys/kernel/debug"
@@ -38,7 +41,7 @@ def apart(*commands: str, arguments: Sequence[str] = ()) -> subprocess.Completed
         ["unshare", "-m", "sh", "-c", " && ".join([*hidden, *commands]), "sh", *arguments],
         capture_output=True,
         text=True,
-        timeout=harness.PATIENCE,
+        timeout=4 * harness.PATIENCE,  # six tools, one after another, in an emulated machine
     )
 
 
@@ -75,3 +78,120 @@ def test_without_the_right_to_mount() -> None:
     )
     assert done.returncode != 0
     assert "mount -t tracefs tracefs /sys/kernel/tracing" in done.stderr.splitlines()[-1]
+
+
+# Before Linux 5.11 it is about maps, too. A container's root may not, where it need not.
+UNLIMITED = "{ ulimit -l unlimited 2>/dev/null || true; }"
+
+
+def with_only(capabilities: str, user: int, code: str, *before: str) -> list[str]:
+    """Python of this user with these capabilities alone; what it printed. before: root's part."""
+    sets = ",".join(["-all", *(f"+{one}" for one in capabilities.split())])
+    drop = [
+        *("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"),
+        *(f"--{kind}={sets}" for kind in ("inh-caps", "bounding-set")),
+        f"--ambient-caps={sets if user else '-all'}",
+    ]
+    done = apart(*before, 'exec "$@"', arguments=[*drop, sys.executable, "-c", code])
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+# Each tool's exit code; and what came of it.
+TRY_ALL = """
+import tcpcore
+from tcpcore.tools import names
+
+for name in names():
+    try:
+        with tcpcore.trace(name, map_size=64) as events:
+            print(name, 0, events.variant)
+    except tcpcore.TcpcoreError as e:
+        print(name, e.exit_code, e)
+"""
+
+
+def test_with_two_capabilities_each_tool_works_or_says_what_it_lacks() -> None:
+    """tracefs may be closed to us: here it is another user's, and root is without CAP_DAC_*."""
+    closed = f"mount -t tracefs -o uid=65534,mode=700 none {TRACING}"
+    told = with_only("bpf perfmon", 0, TRY_ALL, closed, UNLIMITED)
+    assert [line.split()[0] for line in told] == tools.names()
+    for line in told:
+        name, code, *_ = line.split()
+        if "perf_event_paranoid" in line:  # Debian's: no ring for anybody but root
+            assert code == "4"
+        elif code != "0":
+            assert code == "4", line
+            assert "CAP_DAC_READ_SEARCH" in line
+            # The others have a way without it everywhere.
+            assert name in ("accept", "tracer")
+
+
+# The default, and then the same size on demand.
+RINGS = """
+import os, socket, tcpcore
+from tcpcore import tracing
+
+tracing.default_buffer = lambda: 16 << 20
+try:
+    with tcpcore.trace("connlat", map_size=64, pid=os.getpid(), count=1) as events:
+        print(events._trace.program.rings["events"].size)
+        socket.socket().connect_ex(("127.0.0.1", 1))
+        print(next(iter(events)).rport)
+    with tcpcore.trace("connlat", map_size=64, buffer="16M"):
+        pass
+except tcpcore.TcpcoreError as e:
+    print(e.exit_code, e)
+"""
+
+
+def test_rings_are_as_large_as_may_be_locked() -> None:
+    """A user of its own, since what each may lock is counted per user."""
+    capabilities = "bpf perfmon dac_read_search"  # the checkout may be root's alone
+    *told, refusal = with_only(capabilities, 64999, RINGS, "ulimit -l 8192")
+    if "perf_event_paranoid" in refusal:
+        pytest.skip("this kernel opens perf events with CAP_SYS_ADMIN only")
+    size, port = told
+    assert 4096 <= int(size) < 16 << 20
+    assert port == "1"
+    assert refusal.startswith("4 no rings of 16384 KiB per CPU: ")
+    assert "CAP_IPC_LOCK" in refusal
+
+
+# Each tool with BTF from a file (the first argument): its way, and how many rows came.
+FROM_FILE = """
+import os, sys, tcpcore
+from tests.live import harness
+from tcpcore.tools import names
+
+for name in names():
+    with tcpcore.trace(name, btf=sys.argv[1], map_size=64, pid=os.getpid()) as events:
+        harness.session()
+        rows = 0
+        while not rows:
+            rows += len(events.read())
+        print(name, events.variant, rows)
+try:
+    with tcpcore.trace("life", btf=sys.argv[1], all=True):
+        pass
+except tcpcore.TcpcoreError as e:
+    print(e.exit_code, e)
+"""
+
+
+def test_every_tool_works_with_btf_from_a_file(tmp_path: Path) -> None:
+    """Only iterators need the kernel's own; and what was given is not recommended again."""
+    copy = tmp_path / "vmlinux.btf"
+    copy.write_bytes(Path("/sys/kernel/btf/vmlinux").read_bytes())
+    # Where libbpf looks for it.
+    folders = filter(os.path.isdir, ("/sys/kernel/btf", "/boot", "/lib/modules"))
+    hidden = [f"mount -t tmpfs none {folder}" for folder in folders]
+    python = [sys.executable, "-c", FROM_FILE, str(copy)]
+    done = apart(*hidden, 'exec "$@"', arguments=python)
+    assert done.stderr == ""
+    *told, refusal = done.stdout.splitlines()
+    assert [line.split()[0] for line in told] == tools.names()
+    assert {line.split()[1] for line in told} <= {"kprobe", "tracepoint"}
+    assert refusal.startswith("3 no way to attach on this kernel: ")
+    assert "--btf FILE" not in refusal
+    assert f"need BTF in the kernel itself, beside {copy}" in refusal

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,40 @@ def test_an_error_has_call_errno_and_what_libbpf_said(tmp_path: Path) -> None:
     assert "absent.bpf.o" in e.value.telling
     assert not e.value.telling.startswith("libbpf")
     assert str(e.value).startswith("bpf_object__open_file: No such file or directory: ")
+
+
+def test_an_error_takes_the_log_along(tmp_path: Path) -> None:
+    """Another failure, which libbpf is silent about, is not told with this one's cause."""
+    with pytest.raises(LibbpfError):
+        ffi.libbpf().bpf_object__open_file(bytes(tmp_path / "absent.bpf.o"), None)
+    with pytest.raises(LibbpfError) as e:
+        ffi.libbpf().bpf_map_get_next_key(-1, None, ctypes.create_string_buffer(8))
+    assert e.value.log == ()
+
+
+def test_each_thread_has_a_log_of_its_own(tmp_path: Path) -> None:
+    """Two traces may start at once: neither empties, nor tells, what libbpf said to the other."""
+    ffi.log.clear()
+    ffi.log.lines.append("ours")
+    found: list[list[str]] = []
+
+    def elsewhere() -> None:
+        ffi.log.lines.append("theirs")
+        found.append(ffi.log.lines)
+        ffi.log.clear()
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert (ffi.log.lines, found) == (["ours"], [["theirs"]])
+
+
+def test_a_handle_has_a_type_of_its_own() -> None:
+    """A number, or a handle of another kind, does not get as far as libbpf."""
+    a_map = ctypes.pointer(ffi.BpfMap())
+    for wrong in (4096, a_map):
+        with pytest.raises(ctypes.ArgumentError):
+            ffi.libbpf().bpf_program__section_name(wrong)
 
 
 def test_an_error_that_libbpf_is_silent_about(tmp_path: Path) -> None:

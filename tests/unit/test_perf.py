@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import mmap
+import os
 import random
 import struct
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpcore.loader.perf import Layout, PerfBuffer, _decode_each, _Ring, decode, pages
+from tcpcore.errors import LibbpfError, PrivilegeError, TcpcoreError
+from tcpcore.loader import ffi, perf
+from tcpcore.loader.lifetime import Lifetime
+from tcpcore.loader.perf import (
+    Layout,
+    PerfBuffer,
+    RingSize,
+    _decode_each,
+    _Ring,
+    decode,
+    pages,
+)
 
 LAYOUT = Layout("QI16s")  # 28 bytes, 32 with padding
 SAMPLE, LOST = 9, 2
@@ -161,20 +178,154 @@ def test_what_was_taken_is_a_copy() -> None:
     assert data == b"A" * 8
 
 
-def test_all_rings_come_merged_by_time() -> None:
+class FakeLibrary:
+    """libbpf with these rings. opened: the pages and the attributes of each perf_buffer__new_raw.
+
+    refusals: what it answers first. freed: how often.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *rings: FakeRing) -> None:
+        self.rings = rings
+        self.opened: list[tuple[int, ffi.PerfEventAttr]] = []
+        self.refusals: list[int] = []
+        self.freed = 0
+        self.ready, self.make_ready = os.pipe()
+        library = SimpleNamespace(
+            perf_buffer__new_raw=self._new,
+            perf_buffer__buffer_cnt=lambda handle: len(rings),
+            perf_buffer__buffer=self._buffer,
+            perf_buffer__epoll_fd=lambda handle: self.ready,
+            perf_buffer__free=self._free,
+        )
+        monkeypatch.setattr(perf, "libbpf", lambda: library)
+
+    def _new(self, fd: int, count: int, attributes: ffi.PerfEventAttr, *rest: Any) -> Any:
+        self.opened.append((count, attributes))
+        if self.refusals:
+            raise LibbpfError("perf_buffer__new_raw", self.refusals.pop(0))
+        return ctypes.pointer(ffi.Rings())
+
+    def _buffer(self, handle: Any, cpu: int, base: Any, size: Any) -> None:
+        base._obj.value = ctypes.addressof(self.rings[cpu].memory)
+
+    def _free(self, handle: Any) -> None:
+        self.freed += 1
+        for fake in self.rings:  # they are unmapped: who looks there has nothing but noise
+            ctypes.memset(fake.memory, 0xA5, len(fake.memory))
+
+    def open(self, wanted: int = 4096, least: int = 4096) -> tuple[PerfBuffer, Lifetime]:
+        life = Lifetime()
+        return perf.perf_buffer(3, RingSize(wanted, least), life), life
+
+
+def test_all_rings_come_merged_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     rings = FakeRing(256), FakeRing(256), FakeRing(256)
+    buffer, _ = FakeLibrary(monkeypatch, *rings).open()
     rings[0].write(sample((1, 0, bytes(16))) + sample((5, 0, bytes(16))))
     rings[2].write(sample((2, 2, bytes(16))) + lost(7) + short() + sample((4, 2, bytes(16))))
-    buffer = PerfBuffer.__new__(PerfBuffer)
-    buffer._rings = [fake.ring for fake in rings]
     batch = buffer.take(LAYOUT)
     assert [event[0] for event in batch.records] == [1, 2, 4, 5]
     assert (batch.lost, batch.malformed) == (7, 1)
     assert buffer.take(LAYOUT).records == []
 
 
+def test_closed_rings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeLibrary(monkeypatch, FakeRing(256))
+    buffer, life = library.open()
+    library.rings[0].write(sample((1, 0, bytes(16))))
+    life.end()
+    buffer.close()
+    assert library.freed == 1
+    for use in (lambda: buffer.take(LAYOUT), lambda: buffer.wait(0)):
+        with pytest.raises(TcpcoreError, match="has ended"):
+            use()
+
+
+def test_rings_are_a_childs_no_more_than_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel maps perf rings for the process that opened them (VM_DONTCOPY)."""
+    buffer, _ = FakeLibrary(monkeypatch, FakeRing(256)).open()
+    monkeypatch.setattr(os, "getpid", lambda: 1 << 30)
+    for use in (lambda: buffer.take(LAYOUT), lambda: buffer.wait(0)):
+        with pytest.raises(TcpcoreError, match="parent process's"):
+            use()
+
+
+def test_waiting_ends_when_a_ring_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeLibrary(monkeypatch, FakeRing(256))
+    buffer, _ = library.open()
+    os.write(library.make_ready, b"x")
+    buffer.wait(3600)
+
+
+@pytest.mark.parametrize(
+    ("count", "watermark"), [(1, 512), (64, 32 << 10), (128, 64 << 10), (1024, 64 << 10)]
+)
+def test_the_rings_are_opened_with_these_attributes(
+    monkeypatch: pytest.MonkeyPatch, count: int, watermark: int
+) -> None:
+    """perf_event_open(2): PERF_COUNT_SW_BPF_OUTPUT, raw samples, woken per watermark of bytes."""
+    library = FakeLibrary(monkeypatch, FakeRing(256))
+    buffer, _ = library.open(count * mmap.PAGESIZE)
+    (pages, given), *others = library.opened
+    assert (pages, buffer.size, others) == (count, count * mmap.PAGESIZE, [])
+    set_ = {name: getattr(given, name) for name, *_ in given._fields_ if name != "_rest"}
+    assert set_ == {
+        "type": 1, "size": 112, "config": 10, "sample_period": 1, "sample_type": 1 << 10,
+        "read_format": 0, "flags": 1 << 14, "wakeup_watermark": watermark,
+    }  # fmt: skip
+
+
+PAGE = mmap.PAGESIZE
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOMEM])
+def test_rings_that_are_too_large_are_halved(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    library = FakeLibrary(monkeypatch, FakeRing(256))
+    library.refusals = [number, number]
+    buffer, _ = library.open(wanted=8 * PAGE, least=1)
+    assert [count for count, _ in library.opened] == [8, 4, 2]
+    assert buffer.size == 2 * PAGE
+
+
+@pytest.mark.parametrize(
+    ("least", "tried"), [(8 * PAGE, [8]), (3 * PAGE, [8, 4]), (1, [8, 4, 2, 1])]
+)
+@pytest.mark.parametrize(("number", "code", "says"), [
+    (errno.EPERM, 4, "CAP_IPC_LOCK"), (errno.ENOMEM, 1, "out of memory"),
+])  # fmt: skip
+def test_rings_are_not_made_smaller_than_asked_for(
+    monkeypatch: pytest.MonkeyPatch, number: int, code: int, says: str, least: int, tried: list[int]
+) -> None:
+    library = FakeLibrary(monkeypatch, FakeRing(256))
+    library.refusals = [number] * 9
+    with pytest.raises(TcpcoreError) as e:
+        library.open(wanted=8 * PAGE, least=least)
+    assert [count for count, _ in library.opened] == tried
+    assert e.value.exit_code == code
+    assert f"no rings of {tried[-1] * PAGE >> 10} KiB per CPU" in str(e.value)
+    assert says in str(e.value)
+    assert "--buffer" in str(e.value)
+
+
+def test_perf_events_for_root_only_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeLibrary(monkeypatch, FakeRing(256))
+    library.refusals = [errno.EACCES] * 9
+    with pytest.raises(PrivilegeError, match=r"CAP_SYS_ADMIN.*perf_event_paranoid"):
+        library.open(wanted=8 * PAGE, least=1)
+    assert len(library.opened) == 1
+
+
+def test_another_failure_is_not_about_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeLibrary(monkeypatch, FakeRing(256))
+    library.refusals = [errno.EMFILE]
+    with pytest.raises(LibbpfError) as e:
+        library.open(wanted=8 * PAGE, least=1)
+    assert (e.value.errno, len(library.opened)) == (errno.EMFILE, 1)
+
+
 @given(st.integers(1, 1 << 32))
-def test_pages_are_a_power_of_two_that_is_enough(size: int) -> None:
+def test_pages_are_the_least_power_of_two_that_is_enough(size: int) -> None:
     count = pages(size)
     assert count & count - 1 == 0
-    assert (count // 2) * 4096 < size <= count * pages(1) * 65536
+    assert size <= count * PAGE
+    assert count == 1 or size > count // 2 * PAGE

@@ -102,3 +102,37 @@ def test_a_mount_that_fails_half_way_leaves_nothing(
     with pytest.raises(TracefsError, match=r"^fsconfig: "):
         tracepoint_id("a", "b")
     assert descriptors() == before
+
+
+def closing(monkeypatch: pytest.MonkeyPatch, *closed: Path) -> None:
+    """These folders are root's alone, and we may not mount."""
+    open_ = os.open
+
+    def look(path: str | Path, *arguments: int, **more: int) -> int:
+        if any(Path(path).is_relative_to(folder) for folder in closed):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return open_(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", look)
+    monkeypatch.setattr(tracefs, "syscall", refusing("fsopen", errno.EPERM))
+
+
+def test_one_that_is_closed_to_us(
+    roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing(monkeypatch, *roots)
+    with pytest.raises(TracefsError) as e:
+        tracepoint_id("a", "b")
+    assert e.value.is_forbidden
+    assert str(e.value) == (
+        "open: Permission denied: tracepoint a/b: only root may look into tracefs: "
+        "run as root, or with CAP_DAC_READ_SEARCH"
+    )
+
+
+def test_one_is_closed_and_the_other_is_not(
+    roots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted(roots[1], 17)
+    closing(monkeypatch, roots[0])
+    assert tracepoint_id("syscalls", "sys_exit_accept4") == 17

@@ -5,7 +5,16 @@ Knows nothing of TCP and works without the rest of tcpcore. The phases keep libb
 
 from tcpcore.loader.elf import ObjectFile
 from tcpcore.loader.object import Attached, Settings, attached
-from tcpcore.loader.perf import Layout, PerfBuffer
+from tcpcore.loader.perf import Layout, PerfBuffer, RingSize
 from tcpcore.loader.plan import Variant
 
-__all__ = ["Attached", "Layout", "ObjectFile", "PerfBuffer", "Settings", "Variant", "attached"]
+__all__ = [
+    "Attached",
+    "Layout",
+    "ObjectFile",
+    "PerfBuffer",
+    "RingSize",
+    "Settings",
+    "Variant",
+    "attached",
+]

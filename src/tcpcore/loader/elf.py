@@ -102,7 +102,7 @@ def _stored(path: Path) -> Variables | None:
     """What store() wrote, unless the object is another by now."""
     try:
         content = json.loads(_summary(path).read_text())
-    except FileNotFoundError:
+    except OSError:
         return None
     if content["crc32"] != zlib.crc32(path.read_bytes()):
         return None

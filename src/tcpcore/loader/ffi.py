@@ -6,17 +6,54 @@ import ctypes
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_int, c_long, c_size_t, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from tcpcore.errors import LibbpfError, UnsupportedError
 
 WARN = 0  # enum libbpf_print_level; INFO and DEBUG are 1 and 2
 
 PACKAGE = "libbpf.so.1 (libbpf 1.0 or later): install libbpf1 (Debian, Ubuntu) or libbpf (Fedora)"
+
+
+# libbpf's own structs. Nobody looks inside: a pointer to one is the handle, and as each has a type
+# of its own, ctypes refuses a handle of another kind, and a bare number.
+
+
+class BpfObject(ctypes.Structure):
+    """struct bpf_object."""
+
+
+class BpfProgram(ctypes.Structure):
+    """struct bpf_program; it ends with its object."""
+
+
+class BpfMap(ctypes.Structure):
+    """struct bpf_map; it ends with its object."""
+
+
+class BpfLink(ctypes.Structure):
+    """struct bpf_link."""
+
+
+class BtfTypes(ctypes.Structure):
+    """struct btf."""
+
+
+class Rings(ctypes.Structure):
+    """struct perf_buffer."""
+
+
+ObjectHandle: TypeAlias = "ctypes._Pointer[BpfObject]"
+ProgramHandle: TypeAlias = "ctypes._Pointer[BpfProgram]"
+MapHandle: TypeAlias = "ctypes._Pointer[BpfMap]"
+LinkHandle: TypeAlias = "ctypes._Pointer[BpfLink]"
+BtfHandle: TypeAlias = "ctypes._Pointer[BtfTypes]"
+RingsHandle: TypeAlias = "ctypes._Pointer[Rings]"
 
 
 class OpenOptions(ctypes.Structure):
@@ -94,7 +131,8 @@ class BtfType(ctypes.Structure):
 
 def _raise(call: str, number: int) -> None:
     # The kernel leaks its internal ENOTSUPP (524) here and there; strerror does not know it.
-    raise LibbpfError(call, errno.EOPNOTSUPP if number == 524 else number, log)
+    said, log.lines = log.lines, []  # it is this call's: the next failure has another cause
+    raise LibbpfError(call, errno.EOPNOTSUPP if number == 524 else number, said)
 
 
 def negative(result: int, function: Any, arguments: object) -> int:
@@ -104,37 +142,42 @@ def negative(result: int, function: Any, arguments: object) -> int:
     return result
 
 
-def null(result: int | None, function: Any, arguments: object) -> int:
+Pointer = TypeVar("Pointer")
+
+
+def null(result: Pointer, function: Any, arguments: object) -> Pointer:
     """libbpf 1.0: NULL is a failure, the cause is in errno."""
     if not result:
         _raise(function.__name__, ctypes.get_errno())
-    assert result is not None
     return result
 
+
+_OBJECT, _PROGRAM, _MAP = POINTER(BpfObject), POINTER(BpfProgram), POINTER(BpfMap)
+_LINK, _BTF, _RINGS = POINTER(BpfLink), POINTER(BtfTypes), POINTER(Rings)
 
 SIGNATURES: dict[str, tuple[list[Any], Any, Callable[..., Any] | None]] = {
     # name                              arguments                        result     check
     "libbpf_set_print": ([c_void_p], c_void_p, None),
     "libbpf_version_string": ([], c_char_p, None),
-    "bpf_object__open_file": ([c_char_p, c_void_p], c_void_p, null),
-    "bpf_object__load": ([c_void_p], c_int, negative),
-    "bpf_object__close": ([c_void_p], None, None),
-    "bpf_object__next_program": ([c_void_p, c_void_p], c_void_p, None),
-    "bpf_object__find_map_by_name": ([c_void_p, c_char_p], c_void_p, null),
-    "bpf_program__section_name": ([c_void_p], c_char_p, None),
-    "bpf_program__set_autoload": ([c_void_p, ctypes.c_bool], c_int, negative),
-    "bpf_program__attach": ([c_void_p], c_void_p, null),
-    "bpf_program__attach_perf_event": ([c_void_p, c_int], c_void_p, null),
-    "bpf_program__fd": ([c_void_p], c_int, negative),
-    "bpf_link__destroy": ([c_void_p], c_int, negative),
-    "bpf_link__fd": ([c_void_p], c_int, negative),
+    "bpf_object__open_file": ([c_char_p, c_void_p], _OBJECT, null),
+    "bpf_object__load": ([_OBJECT], c_int, negative),
+    "bpf_object__close": ([_OBJECT], None, None),
+    "bpf_object__next_program": ([_OBJECT, _PROGRAM], _PROGRAM, None),
+    "bpf_object__find_map_by_name": ([_OBJECT, c_char_p], _MAP, null),
+    "bpf_program__section_name": ([_PROGRAM], c_char_p, None),
+    "bpf_program__set_autoload": ([_PROGRAM, ctypes.c_bool], c_int, negative),
+    "bpf_program__attach": ([_PROGRAM], _LINK, null),
+    "bpf_program__attach_perf_event": ([_PROGRAM, c_int], _LINK, null),
+    "bpf_program__fd": ([_PROGRAM], c_int, negative),
+    "bpf_link__destroy": ([_LINK], c_int, negative),
+    "bpf_link__fd": ([_LINK], c_int, negative),
     "bpf_iter_create": ([c_int], c_int, negative),
-    "bpf_map__fd": ([c_void_p], c_int, negative),
-    "bpf_map__key_size": ([c_void_p], c_uint32, None),
-    "bpf_map__value_size": ([c_void_p], c_uint32, None),
-    "bpf_map__set_max_entries": ([c_void_p, c_uint32], c_int, negative),
-    "bpf_map__reuse_fd": ([c_void_p, c_int], c_int, negative),
-    "bpf_map__initial_value": ([c_void_p, POINTER(c_size_t)], c_void_p, null),
+    "bpf_map__fd": ([_MAP], c_int, negative),
+    "bpf_map__key_size": ([_MAP], c_uint32, None),
+    "bpf_map__value_size": ([_MAP], c_uint32, None),
+    "bpf_map__set_max_entries": ([_MAP, c_uint32], c_int, negative),
+    "bpf_map__reuse_fd": ([_MAP, c_int], c_int, negative),
+    "bpf_map__initial_value": ([_MAP, POINTER(c_size_t)], c_void_p, null),
     "bpf_map_lookup_elem": ([c_int, c_char_p, c_void_p], c_int, negative),
     "bpf_map_update_elem": ([c_int, c_char_p, c_char_p, ctypes.c_uint64], c_int, negative),
     "bpf_map_get_next_key": ([c_int, c_char_p, c_void_p], c_int, negative),
@@ -146,20 +189,21 @@ SIGNATURES: dict[str, tuple[list[Any], Any, Callable[..., Any] | None]] = {
         c_int,
         negative,
     ),
-    "btf__load_vmlinux_btf": ([], c_void_p, null),
-    "btf__find_by_name_kind": ([c_void_p, c_char_p, c_uint32], c_int, negative),
-    "btf__type_by_id": ([c_void_p, c_uint32], POINTER(BtfType), None),
-    "btf__free": ([c_void_p], None, None),
+    "btf__load_vmlinux_btf": ([], _BTF, null),
+    "btf__parse": ([c_char_p, c_void_p], _BTF, null),
+    "btf__find_by_name_kind": ([_BTF, c_char_p, c_uint32], c_int, negative),
+    "btf__type_by_id": ([_BTF, c_uint32], POINTER(BtfType), None),
+    "btf__free": ([_BTF], None, None),
     "perf_buffer__new_raw": (
         [c_int, c_size_t, POINTER(PerfEventAttr), c_void_p, c_void_p, c_void_p],
-        c_void_p,
+        _RINGS,
         null,
     ),
-    "perf_buffer__free": ([c_void_p], None, None),
-    "perf_buffer__epoll_fd": ([c_void_p], c_int, negative),
-    "perf_buffer__buffer_cnt": ([c_void_p], c_size_t, None),
+    "perf_buffer__free": ([_RINGS], None, None),
+    "perf_buffer__epoll_fd": ([_RINGS], c_int, negative),
+    "perf_buffer__buffer_cnt": ([_RINGS], c_size_t, None),
     "perf_buffer__buffer": (
-        [c_void_p, c_int, POINTER(c_void_p), POINTER(c_size_t)],
+        [_RINGS, c_int, POINTER(c_void_p), POINTER(c_size_t)],
         c_int,
         negative,
     ),
@@ -169,8 +213,19 @@ _PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}  # asm/unistd.h
 _PERF_TYPE_TRACEPOINT = 2  # include/uapi/linux/perf_event.h
 _CLOEXEC = 8  # PERF_FLAG_FD_CLOEXEC
 
-log: list[str] = []
-"""What libbpf printed since the last clear(), a message an element."""
+
+class _Log(threading.local):
+    """What libbpf printed since the last clear(), a message a line: it prints in the thread that
+    calls it, so that each thread has its own."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def clear(self) -> None:
+        self.lines = []
+
+
+log = _Log()
 
 verbose = 0
 """Which of libbpf's messages go to standard error as they come: 1: warnings, 2: all."""
@@ -257,7 +312,7 @@ def _print(level: int, template: bytes, arguments: int) -> int:
         libc().vsnprintf(buffer, c_size_t(length + 1), c_char_p(template), again)
     message = buffer.value.decode(errors="replace").rstrip()
     if level == WARN:
-        log.append(message)
+        log.lines.append(message)
     if verbose:
         print(message, file=sys.stderr)
     return len(message)

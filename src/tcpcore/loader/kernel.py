@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
-from functools import cache
 from pathlib import Path
 
-from tcpcore.errors import LibbpfError
+from tcpcore.errors import LibbpfError, UsageError
 from tcpcore.loader import ffi
 from tcpcore.loader.ffi import libbpf
 
 VMLINUX_BTF = Path("/sys/kernel/btf/vmlinux")
+# Since Linux 4.17 (e12f03d7031a), wherever kprobes can be had as perf events.
 KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
-TRACEFS_KPROBES = (
-    Path("/sys/kernel/tracing/kprobe_events"),
-    Path("/sys/kernel/debug/tracing/kprobe_events"),
-)
 
 _BTF_KIND_FUNC = 12
 # include/uapi/linux/bpf.h; r0 = 0; exit
@@ -27,22 +24,30 @@ _CAPABILITIES = {"CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 
 
 class Btf:
-    """The kernel's own type information; LibbpfError where there is none."""
+    """The kernel's own type information. It is read when it is first asked."""
 
     def __init__(self) -> None:
-        self._btf = libbpf().btf__load_vmlinux_btf()
+        self._handle: ffi.BtfHandle | None = None
 
     def close(self) -> None:
-        libbpf().btf__free(self._btf)
+        """Give back the memory, several MB; it is read again when it is asked again."""
+        handle, self._handle = self._handle, None
+        if handle:
+            libbpf().btf__free(handle)
 
     def parameters(self, function: str) -> int | None:
-        """How many parameters the kernel function has; None if there is no such function."""
+        """How many parameters the kernel function has; None if there is no such function.
+
+        Raises LibbpfError where the kernel's BTF cannot be read.
+        """
         try:
             found = self._function(function)
-        except LibbpfError:
-            return None
-        prototype = libbpf().btf__type_by_id(self._btf, found).contents.type
-        return int(libbpf().btf__type_by_id(self._btf, prototype).contents.info & 0xFFFF)
+        except LibbpfError as e:
+            if e.errno == errno.ENOENT:
+                return None
+            raise
+        prototype = libbpf().btf__type_by_id(self._read(), found).contents.type
+        return int(libbpf().btf__type_by_id(self._read(), prototype).contents.info & 0xFFFF)
 
     def fentry_refusal(self, function: str) -> str | None:
         """Why the kernel takes no fentry or fexit program at a function; None if it does.
@@ -61,33 +66,48 @@ class Btf:
             return f"no program at {function}: {e}"
         return None
 
+    def _read(self) -> ffi.BtfHandle:
+        if self._handle is None:
+            self._handle = libbpf().btf__load_vmlinux_btf()
+        return self._handle
+
     def _function(self, name: str) -> int:
-        found: int = libbpf().btf__find_by_name_kind(self._btf, name.encode(), _BTF_KIND_FUNC)
+        found: int = libbpf().btf__find_by_name_kind(self._read(), name.encode(), _BTF_KIND_FUNC)
         return found
 
 
-@cache
-def _read() -> Btf:
-    return Btf()
+def no_btf() -> str | None:
+    """Why the kernel's own BTF cannot be had; None if it can."""
+    try:
+        _try_open(VMLINUX_BTF)
+    except FileNotFoundError:
+        return f"no kernel BTF ({VMLINUX_BTF} is absent)"
+    except OSError as e:
+        return f"no kernel BTF ({VMLINUX_BTF}: {e.strerror})"
+    return None
 
 
-def btf() -> Btf | None:
-    """The running kernel's BTF, read once; None where the kernel carries none."""
-    return _read() if VMLINUX_BTF.exists() else None
+def check_btf(path: Path) -> None:
+    """UsageError unless the file holds BTF: as it is, or in an ELF section (btf__parse)."""
+    try:
+        _try_open(path)
+        types = libbpf().btf__parse(os.fsencode(path), None)
+    except OSError as e:
+        raise UsageError(f"--btf: {path}: {e.strerror}") from None
+    except LibbpfError:  # of many kinds: libbpf has error numbers of its own for other content
+        raise UsageError(f"--btf: {path}: no BTF in it") from None
+    libbpf().btf__free(types)
 
 
-def forget() -> None:
-    """Give back the BTF's memory, several MB; it is read again when it is asked."""
-    if _read.cache_info().currsize:
-        _read().close()
-    _read.cache_clear()
+def _try_open(path: Path) -> None:
+    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
 
 
 def has_kprobes() -> bool:
-    return KPROBE_PMU.exists() or any(path.exists() for path in TRACEFS_KPROBES)
+    return os.access(KPROBE_PMU, os.F_OK)  # Path.exists() raises where it may not look
 
 
-def cannot(section: str, parameters: int | None = None) -> str | None:
+def cannot(section: str, btf: Btf, parameters: int | None = None) -> str | None:
     """Why a program of this section cannot attach; None if nothing speaks against a try.
 
     parameters: how many the kernel function must have, where the program counts on it.
@@ -97,18 +117,20 @@ def cannot(section: str, parameters: int | None = None) -> str | None:
         return None if has_kprobes() else "the kernel is built without kprobes"
     if kind not in ("fentry", "fexit", "tp_btf"):
         return None
-    if not VMLINUX_BTF.exists():
-        return f"no kernel BTF ({VMLINUX_BTF} is absent)"
     # A missing tracepoint libbpf finds itself: reading the BTF twice would cost 8 ms.
-    types = None if kind == "tp_btf" else btf()
-    if types is None:
-        return None
-    count = types.parameters(target)
+    return no_btf() or (None if kind == "tp_btf" else _not_traceable(target, btf, parameters))
+
+
+def _not_traceable(function: str, btf: Btf, parameters: int | None) -> str | None:
+    try:
+        count = btf.parameters(function)
+    except LibbpfError as e:
+        return f"no kernel BTF ({e})"
     if count is None:
-        return f"no function {target} in kernel BTF"
+        return f"no function {function} in kernel BTF"
     if parameters is not None and count != parameters:
-        return f"{target} has {count} parameters, not {parameters}"
-    return types.fentry_refusal(target)
+        return f"{function} has {count} parameters, not {parameters}"
+    return btf.fentry_refusal(function)
 
 
 def missing_capabilities() -> list[str]:

@@ -9,21 +9,28 @@ from dataclasses import dataclass
 
 from tcpcore.errors import LibbpfError
 from tcpcore.loader.ffi import libbpf
+from tcpcore.loader.lifetime import Lifetime
 
 
 @dataclass(frozen=True)
 class Map:
-    """A loaded map; sizes in bytes. bpf(2)."""
+    """A loaded map; sizes in bytes. bpf(2).
+
+    Every method raises LibbpfError where the kernel refuses, and TcpcoreError once the object that
+    the map belongs to is closed: its descriptor may be somebody else's by then.
+    """
 
     fd: int
     key_size: int
     value_size: int
+    _life: Lifetime
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None when the key is not there. Not for per-CPU maps."""
         value = ctypes.create_string_buffer(self.value_size)
         try:
-            libbpf().bpf_map_lookup_elem(self.fd, key, value)
+            with self._life:
+                libbpf().bpf_map_lookup_elem(self.fd, key, value)
         except LibbpfError as e:
             if e.errno == errno.ENOENT:
                 return None
@@ -31,7 +38,8 @@ class Map:
         return value.raw
 
     def set(self, key: bytes, value: bytes) -> None:
-        libbpf().bpf_map_update_elem(self.fd, key, value, 0)
+        with self._life:
+            libbpf().bpf_map_update_elem(self.fd, key, value, 0)
 
     def keys(self) -> Iterator[bytes]:
         """Every key once, if nobody deletes meanwhile; else the walk may begin again."""
@@ -39,7 +47,8 @@ class Map:
         following = ctypes.create_string_buffer(self.key_size)
         while True:
             try:
-                libbpf().bpf_map_get_next_key(self.fd, key, following)
+                with self._life:
+                    libbpf().bpf_map_get_next_key(self.fd, key, following)
             except LibbpfError as e:
                 if e.errno == errno.ENOENT:
                     return

@@ -8,7 +8,7 @@ import os
 import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,16 +17,24 @@ from tcpcore.errors import LibbpfError, TcpcoreError, UsageError
 from tcpcore.loader import ffi, kernel
 from tcpcore.loader.elf import ObjectFile
 from tcpcore.loader.ffi import libbpf
+from tcpcore.loader.lifetime import Lifetime
 from tcpcore.loader.map import Map
-from tcpcore.loader.perf import PerfBuffer, perf_buffer
-from tcpcore.loader.plan import Choice, Refusal, Variant, candidates, select, unsupported
+from tcpcore.loader.perf import PerfBuffer, RingSize, perf_buffer
+from tcpcore.loader.plan import (
+    Choice,
+    Refusal,
+    Variant,
+    candidates,
+    exhausted,
+    failure,
+    select,
+)
 from tcpcore.loader.tracefs import tracepoint_id
 
-# What a kernel answers when it does not take a program: anything else is our own mistake, but
-# the reasons are too many to list. Out of memory is not one: the next variant needs as much.
-NOT_REFUSALS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-
-_MAP_TYPE_HASH, _MAP_TYPE_LRU_HASH = 1, 9  # include/uapi/linux/bpf.h
+# include/uapi/linux/bpf.h
+_MAP_TYPE_HASH, _MAP_TYPE_LRU_HASH = 1, 9
+_LINK_TYPE_PERF_EVENT = 7
+_PERF_EVENT_KPROBE, _PERF_EVENT_KRETPROBE = 3, 4
 
 
 @dataclass(frozen=True)
@@ -35,35 +43,34 @@ class Settings:
 
     rodata: values of .rodata variables by name: an int (or bool) for a scalar, bytes for an array
         (shorter ones leave zeros behind them).
-    map_entries: max_entries by map name. map_values: entries to write before the attach, by name.
+    map_entries: max_entries by map name.
     pins: paths of pinned hash maps that take the place of the object's own, by the own one's name.
         Keys must have the same size; the values' size is theirs.
-    rings: bytes per CPU of the perf buffer to open before the attach, by the name of its map.
+    rings: sizes of the perf buffers to open before the attach, by the name of their map.
     called: sections to load and not to attach: user space runs them (Attached.call and .iterate).
     attach: force the variants of this name. btf: path of BTF to relocate against.
     """
 
     rodata: Mapping[str, int | bytes] = field(default_factory=dict)
     map_entries: Mapping[str, int] = field(default_factory=dict)
-    map_values: Mapping[str, Mapping[bytes, bytes]] = field(default_factory=dict)
     pins: Mapping[str, Path] = field(default_factory=dict)
-    rings: Mapping[str, int] = field(default_factory=dict)
+    rings: Mapping[str, RingSize] = field(default_factory=dict)
     called: tuple[str, ...] = ()
     attach: str | None = None
     btf: Path | None = None
 
 
-Programs = Mapping[str, Sequence[int]]
-"""libbpf's handles of the loaded programs, by section: several functions may share one."""
+Programs = Mapping[str, Sequence[ffi.ProgramHandle]]
+"""The loaded programs, by section: several functions may share one."""
 
 
-class _Maps(dict[str, int]):
-    """libbpf's handles of the object's maps by name.
+class _Maps(dict[str, ffi.MapHandle]):
+    """The object's maps by name.
 
     Found once, before a pinned map brings its own name along (bpf_map__reuse_fd).
     """
 
-    def __missing__(self, name: str) -> int:
+    def __missing__(self, name: str) -> ffi.MapHandle:
         raise TcpcoreError(f"the object has no map '{name}'")
 
 
@@ -84,12 +91,33 @@ class _ProgramInfo(ctypes.Structure):
     ]
 
 
+class _LinkInfo(ctypes.Structure):
+    """struct bpf_link_info up to perf_event.kprobe.missed (Linux 6.7; shorter before: zeros)."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("_hole", ctypes.c_uint32),
+        ("event_type", ctypes.c_uint32),
+        ("_pad", ctypes.c_uint32),
+        ("func_name", ctypes.c_uint64),
+        ("name_len", ctypes.c_uint32),
+        ("offset", ctypes.c_uint32),
+        ("addr", ctypes.c_uint64),
+        ("missed", ctypes.c_uint64),
+    ]
+
+
 @dataclass(frozen=True)
 class Attached:
     """A loaded object whose programs are attached.
 
     variant: the one in use. refusals: those tried before it. rings: the opened perf buffers.
     absent: optional hooks that are not attached, each with the reason.
+
+    Every method raises TcpcoreError after the end of the block that attached it, and in a child
+    process: see Lifetime.
     """
 
     file: ObjectFile
@@ -99,10 +127,17 @@ class Attached:
     rings: Mapping[str, PerfBuffer]
     _maps: _Maps
     _programs: Programs
+    _links: Sequence[ffi.LinkHandle]
+    _life: Lifetime
+
+    def check(self) -> None:
+        """TcpcoreError where it cannot be used any more."""
+        self._life.check()
 
     def map(self, name: str) -> Map:
         """A map by its name in the object, pinned or not."""
-        return _map(self._maps[name])
+        with self._life:
+            return _map(self._maps[name], self._life)
 
     def counters(self, *names: str) -> list[int]:
         """Global u64 variables (.bss) by name, as they are now."""
@@ -111,13 +146,16 @@ class Attached:
         return [struct.unpack_from("=Q", image, variables[name].offset)[0] for name in names]
 
     def missed(self) -> int:
-        """Events that the kernel did not show because a program was running on the CPU already."""
-        return sum(self._info(one).recursion_misses for one in chain(*self._programs.values()))
+        """Events that the kernel did not show because a program was running on the CPU already,
+        or because more tasks were in a function than its kretprobe follows at a time.
 
-    def _info(self, program: int) -> _ProgramInfo:
-        info = _ProgramInfo()
-        _fill(info, libbpf().bpf_program__fd(program))
-        return info
+        Only as far as this kernel counts them: programs on trampolines and raw tracepoints since
+        Linux 5.12 (9ed9e9ba2337), on kprobes and classic tracepoints since 6.7 (dd8657894c11),
+        kprobes and kretprobes themselves since 6.7 (3acf8ace6823).
+        """
+        with self._life:
+            programs = sum(map(_recursion_misses, chain(*self._programs.values())))
+            return programs + sum(map(_probe_misses, self._links))
 
     def call(self, section: str, *arguments: int) -> None:
         """Run a raw_tp program once with u64 arguments (BPF_PROG_TEST_RUN, Linux 5.10)."""
@@ -128,8 +166,9 @@ class Attached:
             ctx_size_in=ctypes.sizeof(context),
         )
         (called,) = self._programs[section]
-        program = libbpf().bpf_program__fd(called)
-        libbpf().bpf_prog_test_run_opts(program, ctypes.byref(options))
+        with self._life:
+            program = libbpf().bpf_program__fd(called)
+            libbpf().bpf_prog_test_run_opts(program, ctypes.byref(options))
 
     def iterate(self, section: str) -> None:
         """Run a BPF iterator once to its end; what it writes is dropped (Linux 5.8).
@@ -137,12 +176,29 @@ class Attached:
         Raises LibbpfError.
         """
         (iterator,) = self._programs[section]
-        with ExitStack() as stack:
+        with self._life, ExitStack() as stack:
             link = libbpf().bpf_program__attach(iterator)
             stack.callback(libbpf().bpf_link__destroy, link)
             fd = libbpf().bpf_iter_create(libbpf().bpf_link__fd(link))
             stack.callback(os.close, fd)
             _read_to_end(fd)
+
+
+def _recursion_misses(program: ffi.ProgramHandle) -> int:
+    info = _ProgramInfo()
+    _fill(info, libbpf().bpf_program__fd(program))
+    return int(info.recursion_misses)
+
+
+def _probe_misses(link: ffi.LinkHandle) -> int:
+    info = _LinkInfo()
+    try:
+        _fill(info, libbpf().bpf_link__fd(link))
+    except LibbpfError:
+        return 0  # a program on a perf event is no link before Linux 5.15 (b89fbfbb854c)
+    probes = (_PERF_EVENT_KPROBE, _PERF_EVENT_KRETPROBE)
+    is_probe = info.type == _LINK_TYPE_PERF_EVENT and info.event_type in probes
+    return int(info.missed) if is_probe else 0
 
 
 def _read_to_end(fd: int) -> None:
@@ -157,7 +213,7 @@ def _read_to_end(fd: int) -> None:
 
 
 def _fill(info: ctypes.Structure, fd: int) -> None:
-    """What the kernel says of a program or a map, as much as `info` has room for."""
+    """What the kernel says of a program, a map or a link, as much as `info` has room for."""
     size = ctypes.c_uint32(ctypes.sizeof(info))
     libbpf().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), size)
 
@@ -166,25 +222,55 @@ def _fill(info: ctypes.Structure, fd: int) -> None:
 def attached(path: Path, variants: Sequence[Variant], settings: Settings) -> Iterator[Attached]:
     """The object at `path`, loaded and attached by the first variant that this kernel takes.
 
-    Raises UsageError (unknown variant, a pinned map that cannot be used), UnsupportedError (none
-    works; has every reason), and TcpcoreError where the object and the settings do not fit.
+    Raises UsageError (unknown variant, a pinned map or a BTF file that cannot be used),
+    UnsupportedError (none works; has every reason), PrivilegeError (none works, and more privilege
+    would help), and TcpcoreError where memory or descriptors run out, or the object and the
+    settings do not fit.
     """
+    with ExitStack() as stack:
+        program = _first_that_works(stack, path, variants, settings)
+        try:
+            yield program
+        finally:
+            _end(stack, program._life)
+
+
+def _end(stack: ExitStack, life: Lifetime) -> None:
+    """Before anything is freed nobody uses it any more. A child after fork(2) frees nothing.
+
+    It has copies of descriptors and addresses: with them it would switch off its parent's hooks
+    and rings, and unmap what may be in the rings' place by now.
+    """
+    if life.is_ours():
+        life.end()
+    else:
+        stack.pop_all()
+
+
+def _first_that_works(
+    stack: ExitStack, path: Path, variants: Sequence[Variant], settings: Settings
+) -> Attached:
+    if settings.btf:
+        kernel.check_btf(settings.btf)
     file = ObjectFile(path)
     refusals: list[Refusal] = []
     errors: list[LibbpfError] = []
-    for choice in candidates(select(variants, settings.attach), refusals):
-        with ExitStack() as stack:
-            try:
-                program = _bring_up(stack, file, choice, settings, tuple(refusals))
-            except LibbpfError as e:
-                if e.errno in NOT_REFUSALS:
-                    raise
-                errors.append(e)
-                refusals.append(Refusal(choice.variant, str(e)))
-                continue
-            yield program
-            return
-    raise unsupported(refusals, errors)
+    with closing(kernel.Btf()) as btf:
+        for choice in candidates(select(variants, settings.attach), refusals, btf):
+            btf.close()  # libbpf reads it for itself
+            with ExitStack() as attempt:
+                try:
+                    program = _bring_up(attempt, file, choice, settings, tuple(refusals))
+                except LibbpfError as e:
+                    # Not a refusal: the next variant would need as much.
+                    if spent := exhausted(e):
+                        raise spent from None
+                    errors.append(e)
+                    refusals.append(Refusal(choice.variant, str(e)))
+                    continue
+                stack.enter_context(attempt.pop_all())
+                return program
+    raise failure(refusals, errors, settings.btf)
 
 
 def _bring_up(
@@ -194,8 +280,8 @@ def _bring_up(
     settings: Settings,
     refusals: tuple[Refusal, ...],
 ) -> Attached:
-    kernel.forget()  # libbpf reads it for itself
     ffi.log.clear()
+    life = Lifetime()
     handle = _open(stack, file.path, settings.btf)
     programs = _select_programs(handle, choice, settings.called)
     maps = _find_maps(handle, file)
@@ -205,22 +291,23 @@ def _bring_up(
     for name, path in settings.pins.items():
         _reuse(maps[name], path)
     libbpf().bpf_object__load(handle)
-    for name, values in settings.map_values.items():
-        for key, value in values.items():
-            _map(maps[name]).set(key, value)
     # Before the attach: events that find no ring are lost.
-    rings = {
-        name: stack.enter_context(perf_buffer(_map(maps[name]).fd, size))
-        for name, size in settings.rings.items()
-    }
-    for section in choice.attach:
-        _attach(stack, section, programs[section])
-    tried = [_attach_optional(stack, section, programs[section]) for section in choice.optional]
-    absent = (*choice.absent, *filter(None, tried))
-    return Attached(file, choice.variant, refusals, absent, rings, maps, programs)
+    rings = {}
+    for name, size in settings.rings.items():
+        rings[name] = perf_buffer(_map(maps[name], life).fd, size, life)
+        stack.callback(rings[name].close)
+    links = [link for s in choice.attach for link in _attach(stack, s, programs[s])]
+    absent = list(choice.absent)
+    for section in choice.optional:
+        more, refused = _attach_optional(stack, section, programs[section])
+        links += more
+        absent += refused
+    return Attached(
+        file, choice.variant, refusals, tuple(absent), rings, maps, programs, links, life
+    )
 
 
-def _find_maps(handle: int, file: ObjectFile) -> _Maps:
+def _find_maps(handle: ffi.ObjectHandle, file: ObjectFile) -> _Maps:
     internal = [section for section in (".rodata", ".bss") if file.variables(section)]
     return _Maps(
         (name, libbpf().bpf_object__find_map_by_name(handle, name.encode()))
@@ -228,15 +315,16 @@ def _find_maps(handle: int, file: ObjectFile) -> _Maps:
     )
 
 
-def _map(found: int) -> Map:
+def _map(found: ffi.MapHandle, life: Lifetime) -> Map:
     return Map(
         libbpf().bpf_map__fd(found),
         libbpf().bpf_map__key_size(found),
         libbpf().bpf_map__value_size(found),
+        life,
     )
 
 
-def _reuse(own: int, path: Path) -> None:
+def _reuse(own: ffi.MapHandle, path: Path) -> None:
     """Put the map pinned at `path` in the place of the object's own, before the load."""
     try:
         fd = libbpf().bpf_obj_get(os.fsencode(path))
@@ -250,7 +338,7 @@ def _reuse(own: int, path: Path) -> None:
         os.close(fd)
 
 
-def _check_pinned(path: Path, fd: int, own: int) -> None:
+def _check_pinned(path: Path, fd: int, own: ffi.MapHandle) -> None:
     """UsageError unless it is a hash with keys like those of the object's own map."""
     keys = libbpf().bpf_map__key_size(own)
     what = Path(f"/proc/self/fd/{fd}").readlink().name.partition(":")[2]
@@ -266,19 +354,20 @@ def _check_pinned(path: Path, fd: int, own: int) -> None:
     )
 
 
-def _open(stack: ExitStack, path: Path, btf: Path | None) -> int:
+def _open(stack: ExitStack, path: Path, btf: Path | None) -> ffi.ObjectHandle:
     options = ffi.OpenOptions(
-        sz=ctypes.sizeof(ffi.OpenOptions), btf_custom_path=str(btf).encode() if btf else None
+        sz=ctypes.sizeof(ffi.OpenOptions), btf_custom_path=os.fsencode(btf) if btf else None
     )
-    handle: int = libbpf().bpf_object__open_file(str(path).encode(), ctypes.byref(options))
+    opened = libbpf().bpf_object__open_file(os.fsencode(path), ctypes.byref(options))
+    handle: ffi.ObjectHandle = opened
     stack.callback(libbpf().bpf_object__close, handle)
     return handle
 
 
-def _select_programs(handle: int, choice: Choice, called: Sequence[str]) -> Programs:
+def _select_programs(handle: ffi.ObjectHandle, choice: Choice, called: Sequence[str]) -> Programs:
     """Load the variant's programs only: the others' relocations are never resolved."""
     wanted = {*choice.attach, *choice.optional, *called}
-    programs: dict[str, list[int]] = {}
+    programs: dict[str, list[ffi.ProgramHandle]] = {}
     program = libbpf().bpf_object__next_program(handle, None)
     while program:
         section = libbpf().bpf_program__section_name(program).decode()
@@ -292,36 +381,44 @@ def _select_programs(handle: int, choice: Choice, called: Sequence[str]) -> Prog
     return programs
 
 
-def _attach(stack: ExitStack, section: str, programs: Sequence[int]) -> None:
+def _attach(
+    stack: ExitStack, section: str, programs: Sequence[ffi.ProgramHandle]
+) -> list[ffi.LinkHandle]:
     kind, _, target = section.partition("/")
+    links = []
     for program in programs:
         is_tp = kind == "tp"
         link = _attach_tp(program, target) if is_tp else libbpf().bpf_program__attach(program)
         stack.callback(libbpf().bpf_link__destroy, link)
+        links.append(link)
+    return links
 
 
-def _attach_tp(program: int, tracepoint: str) -> int:
+def _attach_tp(program: ffi.ProgramHandle, tracepoint: str) -> ffi.LinkHandle:
     """Attach to the classic tracepoint group/name, for which libbpf wants tracefs mounted."""
     fd = ffi.open_tracepoint(tracepoint_id(*tracepoint.split("/")))
     try:
-        link: int = libbpf().bpf_program__attach_perf_event(program, fd)
+        link: ffi.LinkHandle = libbpf().bpf_program__attach_perf_event(program, fd)
     except LibbpfError:
         os.close(fd)  # the link owns it only if there is one
         raise
     return link
 
 
-def _attach_optional(stack: ExitStack, section: str, programs: Sequence[int]) -> str | None:
-    """Why the kernel does not take it; None if it did."""
+def _attach_optional(
+    stack: ExitStack, section: str, programs: Sequence[ffi.ProgramHandle]
+) -> tuple[list[ffi.LinkHandle], list[str]]:
+    """The links, or why the kernel does not take it."""
     ffi.log.clear()
     try:
-        _attach(stack, section, programs)
+        return _attach(stack, section, programs), []
     except LibbpfError as e:
-        return f"{section}: {e}"
-    return None
+        return [], [f"{section}: {e}"]
 
 
-def _write_rodata(handle: int, file: ObjectFile, values: Mapping[str, int | bytes]) -> None:
+def _write_rodata(
+    handle: ffi.ObjectHandle, file: ObjectFile, values: Mapping[str, int | bytes]
+) -> None:
     known = file.variables(".rodata")
     image, size = _rodata_image(handle) if values else (0, 0)
     for name, value in values.items():
@@ -336,7 +433,7 @@ def _write_rodata(handle: int, file: ObjectFile, values: Mapping[str, int | byte
         ctypes.memmove(image + symbol.offset, encoded, len(encoded))
 
 
-def _rodata_image(handle: int) -> tuple[int, int]:
+def _rodata_image(handle: ffi.ObjectHandle) -> tuple[int, int]:
     """libbpf's copy of .rodata, which load writes into the map: its address and size."""
     found = libbpf().bpf_object__find_map_by_name(handle, b".rodata")
     size = ctypes.c_size_t()

@@ -7,17 +7,19 @@ the caller looks at the rings at least every 100 ms anyway.
 from __future__ import annotations
 
 import ctypes
+import errno
+import math
 import mmap
+import select
 import struct
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tcpcore.errors import LibbpfError, TcpcoreError
+from tcpcore.errors import LibbpfError, PrivilegeError, TcpcoreError
 from tcpcore.loader import ffi
 from tcpcore.loader.ffi import libbpf
+from tcpcore.loader.lifetime import Lifetime
 
 Record = tuple[Any, ...]
 
@@ -130,29 +132,46 @@ class _Ring:
 
 
 class PerfBuffer:
-    """The rings of all CPUs."""
+    """The rings of all CPUs. size: of each, in bytes.
 
-    def __init__(self, handle: int) -> None:
+    Every method raises TcpcoreError once the object that they belong to is closed.
+    """
+
+    def __init__(self, handle: ffi.RingsHandle, size: int, life: Lifetime) -> None:
+        self.size = size
+        self._handle, self._life = handle, life
         count = libbpf().perf_buffer__buffer_cnt(handle)
         self._rings = [_Ring(_base(handle, cpu)) for cpu in range(count)]
-        self.fd: int = libbpf().perf_buffer__epoll_fd(handle)
-        """Readable when a ring is filled to its watermark."""
+        self._poll = select.poll()
+        self._poll.register(libbpf().perf_buffer__epoll_fd(handle), select.POLLIN)
+
+    def wait(self, seconds: float) -> None:
+        """Until a ring is filled to its watermark, or the time is over."""
+        self._life.check()
+        self._poll.poll(math.ceil(seconds * 1000))
 
     def take(self, layout: Layout) -> Batch:
         """All records that are there now, in time order: an event's first field is its time."""
         whole = Batch([])
-        for ring in self._rings:
-            data = ring.take()
-            if data:
-                batch = decode(data, layout)
-                whole.records += batch.records
-                whole.lost += batch.lost
-                whole.malformed += batch.malformed
+        for data in self._copies():
+            batch = decode(data, layout)
+            whole.records += batch.records
+            whole.lost += batch.lost
+            whole.malformed += batch.malformed
         whole.records.sort()
         return whole
 
+    def _copies(self) -> list[bytes]:
+        with self._life:
+            return [data for ring in self._rings if (data := ring.take())]
 
-def _base(handle: int, cpu: int) -> int:
+    def close(self) -> None:
+        """Unmap the rings. The end of their Lifetime comes first, so that nobody is at them."""
+        self._rings.clear()
+        libbpf().perf_buffer__free(self._handle)
+
+
+def _base(handle: ffi.RingsHandle, cpu: int) -> int:
     base, size = ctypes.c_void_p(), ctypes.c_size_t()
     libbpf().perf_buffer__buffer(handle, cpu, ctypes.byref(base), ctypes.byref(size))
     assert base.value
@@ -171,13 +190,53 @@ _UNUSED = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 )
 
 
-@contextmanager
-def perf_buffer(map_fd: int, size: int) -> Iterator[PerfBuffer]:
-    """Rings of `size` bytes per CPU (rounded up to a power of two) for a PERF_EVENT_ARRAY map.
+@dataclass(frozen=True)
+class RingSize:
+    """Bytes per CPU, rounded up to a power of two pages. least: what will do as well."""
 
-    Raises TcpcoreError when the kernel does not give that much.
+    wanted: int
+    least: int
+
+
+def perf_buffer(map_fd: int, size: RingSize, life: Lifetime) -> PerfBuffer:
+    """Rings for a PERF_EVENT_ARRAY map: of the wanted size, or of the largest half, quarter and
+    so on of it that the kernel gives, down to the least.
+
+    Raises PrivilegeError where more privilege would help, TcpcoreError where memory is short, and
+    LibbpfError.
     """
-    count = pages(size)
+    count = pages(size.wanted)
+    while True:
+        try:
+            return PerfBuffer(_open(map_fd, count), count * mmap.PAGESIZE, life)
+        except LibbpfError as e:
+            if e.errno not in _REFUSALS:
+                raise
+            if e.errno == errno.EACCES or count <= pages(size.least):
+                kind, remedy = _REFUSALS[e.errno]
+                kilobytes = count * mmap.PAGESIZE >> 10
+                raise kind(f"no rings of {kilobytes} KiB per CPU: {remedy} ({e})") from None
+        count //= 2
+
+
+_REFUSALS: dict[int, tuple[type[TcpcoreError], str]] = {
+    # Debian's kernels know a kernel.perf_event_paranoid of 3, and have it by default.
+    errno.EACCES: (
+        PrivilegeError,
+        "this kernel opens perf events with CAP_SYS_ADMIN only: run as root, or lower "
+        "kernel.perf_event_paranoid (sysctl) to 2",
+    ),
+    # From perf_mmap(), where perf_event_mlock_kb and RLIMIT_MEMLOCK together are exceeded.
+    errno.EPERM: (
+        PrivilegeError,
+        "that much memory is locked with CAP_IPC_LOCK only: run as root, raise 'ulimit -l' or "
+        "kernel.perf_event_mlock_kb (sysctl), or ask for a smaller --buffer",
+    ),
+    errno.ENOMEM: (TcpcoreError, "out of memory: ask for a smaller --buffer"),
+}
+
+
+def _open(map_fd: int, count: int) -> ffi.RingsHandle:
     attributes = ffi.PerfEventAttr(
         type=_PERF_TYPE_SOFTWARE,
         size=ctypes.sizeof(ffi.PerfEventAttr),
@@ -188,11 +247,7 @@ def perf_buffer(map_fd: int, size: int) -> Iterator[PerfBuffer]:
         # At half the ring a busy host overtakes the reader; beyond 64 KiB nothing is saved.
         wakeup_watermark=min(count * mmap.PAGESIZE // 8, 64 << 10),
     )
-    try:
-        handle = libbpf().perf_buffer__new_raw(map_fd, count, attributes, _UNUSED, None, None)
-    except LibbpfError as e:
-        raise TcpcoreError(f"no rings of {count} pages per CPU, try a smaller one: {e}") from None
-    try:
-        yield PerfBuffer(handle)
-    finally:
-        libbpf().perf_buffer__free(handle)
+    handle: ffi.RingsHandle = libbpf().perf_buffer__new_raw(
+        map_fd, count, attributes, _UNUSED, None, None
+    )
+    return handle

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tcpcore.errors import LibbpfError, UnsupportedError, UsageError
+from tcpcore.errors import (
+    LibbpfError,
+    PrivilegeError,
+    TcpcoreError,
+    UnsupportedError,
+    UsageError,
+)
 from tcpcore.loader import kernel
+from tcpcore.loader.tracefs import TracefsError
 
 
 @dataclass(frozen=True)
@@ -27,9 +36,9 @@ class Variant:
     parameters: Mapping[str, int] = field(default_factory=dict)
     rodata: Mapping[str, int] = field(default_factory=dict)
 
-    def cannot(self, section: str) -> str | None:
+    def cannot(self, section: str, btf: kernel.Btf) -> str | None:
         """What the kernel's own description says against a section, if anything."""
-        return kernel.cannot(section, self.parameters.get(section.partition("/")[2]))
+        return kernel.cannot(section, btf, self.parameters.get(section.partition("/")[2]))
 
 
 @dataclass(frozen=True)
@@ -67,33 +76,65 @@ def select(variants: Sequence[Variant], forced: str | None) -> list[Variant]:
     return chosen
 
 
-def candidates(variants: Sequence[Variant], refusals: list[Refusal]) -> Iterator[Choice]:
+def candidates(
+    variants: Sequence[Variant], refusals: list[Refusal], btf: kernel.Btf
+) -> Iterator[Choice]:
     """The variants that the kernel's BTF does not speak against; refusals are appended."""
     for variant in variants:
-        reasons = list(filter(None, map(variant.cannot, variant.sections)))
-        if reasons:
-            refusals.append(Refusal(variant, reasons[0]))
+        reasons = (variant.cannot(section, btf) for section in variant.sections)
+        reason = next(filter(None, reasons), None)
+        if reason:
+            refusals.append(Refusal(variant, reason))
             continue
-        asked = {section: variant.cannot(section) for section in variant.optional}
+        asked = {section: variant.cannot(section, btf) for section in variant.optional}
         optional = tuple(section for section, reason in asked.items() if not reason)
         absent = tuple(f"{section}: {reason}" for section, reason in asked.items() if reason)
         yield Choice(variant, variant.sections, optional, absent)
 
 
-def unsupported(refusals: Sequence[Refusal], errors: Sequence[LibbpfError]) -> UnsupportedError:
-    """The error when no variant is left: every reason, and a remedy where one is known."""
+def exhausted(error: LibbpfError) -> TcpcoreError | None:
+    """The error to end with where something ran out that the next variant needs as much of."""
+    remedy = _EXHAUSTED.get(error.errno)
+    # Before Linux 5.11 (97306be45fbe) maps count as locked memory, and too little of it is EPERM.
+    if error.errno == errno.EPERM and any(map(_NO_MAP.search, error.log)):
+        remedy = (
+            "no maps: raise 'ulimit -l', or lower --map-size (before Linux 5.11 they count as "
+            "locked memory), or leave the container that forbids them"
+        )
+    return TcpcoreError(f"{remedy} ({error})") if remedy else None
+
+
+_NO_MAP = re.compile(r"map '[^']*': failed to create|Error in bpf_create_map")
+_EXHAUSTED = {
+    errno.ENOMEM: "out of memory, or of memory that may be locked: raise 'ulimit -l', or lower "
+    "--map-size or --buffer",
+    errno.EMFILE: "too many files are open in this process: raise 'ulimit -n'",
+    errno.ENFILE: "too many files are open on this host: raise fs.file-max (sysctl)",
+}
+
+
+def failure(
+    refusals: Sequence[Refusal], errors: Sequence[LibbpfError], btf: Path | None = None
+) -> TcpcoreError:
+    """The error when no variant is left: every reason, and a remedy where one is known.
+
+    PrivilegeError where more privilege would have let one in, else UnsupportedError. btf: the file
+    that the caller gave in the place of the kernel's own.
+    """
     reasons = "; ".join(map(str, refusals))
-    return UnsupportedError(f"no way to attach on this kernel: {reasons}{_remedy(errors)}")
+    if any(isinstance(error, TracefsError) and error.is_forbidden for error in errors):
+        return PrivilegeError(f"no way to attach with these privileges: {reasons}")
+    return UnsupportedError(f"no way to attach on this kernel: {reasons}{_remedy(errors, btf)}")
 
 
-def _remedy(errors: Sequence[LibbpfError]) -> str:
+def _remedy(errors: Sequence[LibbpfError], btf: Path | None) -> str:
     said = " ".join(line for error in errors for line in (*error.log, str(error)))
-    if not kernel.VMLINUX_BTF.exists() and "BTF" in said:
-        return " (--btf FILE takes BTF of this kernel from a file)"
+    if kernel.no_btf() and "BTF" in said:
+        if btf is None:
+            return " (--btf FILE takes BTF of this kernel from a file)"
+        return f" (iter, fentry and tp_btf programs need BTF in the kernel itself, beside {btf})"
     if _lockdown() == "confidentiality":
         return " (kernel lockdown is 'confidentiality', which forbids reading kernel memory)"
-    if any(error.errno == 12 for error in errors):
-        return " (out of locked memory: raise 'ulimit -l', or lower --map-size or --buffer)"
     return ""
 
 

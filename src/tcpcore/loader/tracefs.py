@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from tcpcore.errors import LibbpfError
@@ -20,11 +20,18 @@ _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_CMD_CREATE = 6
 _MOUNT_ATTR_RDONLY = 1
 
-_AS_ROOT = "run as root, or mount it: mount -t tracefs tracefs /sys/kernel/tracing"
+_UNMOUNTED = (
+    "tracefs is not mounted: run as root, or mount it: mount -t tracefs tracefs /sys/kernel/tracing"
+)
+_FORBIDDEN = {
+    errno.EPERM: _UNMOUNTED,
+    errno.EACCES: "only root may look into tracefs: run as root, or with CAP_DAC_READ_SEARCH",
+}
 _HINTS = {
     errno.ENOENT: "this kernel has no such tracepoint",
     errno.ENODEV: "this kernel is built without tracefs",
-    **dict.fromkeys((errno.EPERM, errno.EACCES, errno.ENOSYS), f"no access to tracefs: {_AS_ROOT}"),
+    errno.ENOSYS: _UNMOUNTED,  # a container's seccomp filter may say so
+    **_FORBIDDEN,
 }
 
 
@@ -34,6 +41,11 @@ class TracefsError(LibbpfError):
     def __init__(self, call: str, errno: int, tracepoint: str) -> None:
         super().__init__(call, errno)
         self.tracepoint = tracepoint
+
+    @property
+    def is_forbidden(self) -> bool:
+        """More privilege would have helped."""
+        return self.errno in _FORBIDDEN
 
     @property
     def telling(self) -> str:
@@ -58,7 +70,7 @@ def tracepoint_id(group: str, name: str) -> int:
 
 
 def _read(folder: int, path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY, dir_fd=folder)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
     try:
         return os.read(fd, 32)
     finally:
@@ -68,20 +80,28 @@ def _read(folder: int, path: str) -> bytes:
 @contextmanager
 def _tracefs() -> Iterator[int]:
     """A descriptor of tracefs' root."""
-    mounted = _mounted()
-    fd = _mount() if mounted is None else mounted
+    fd = _open_root()
     try:
         yield fd
     finally:
         os.close(fd)
 
 
-def _mounted() -> int | None:
+def _open_root() -> int:
+    closed = None
     for root in ROOTS:
-        # The folder is there without a mount, too: what is in it tells.
-        with suppress(OSError):
-            return os.open(root / "events/..", os.O_PATH)
-    return None
+        try:
+            # The folder is there without a mount, too: what is in it tells.
+            return os.open(root / "events/..", os.O_PATH | os.O_CLOEXEC)
+        except PermissionError as e:
+            closed = e
+        except OSError:
+            continue
+    try:
+        return _mount()
+    except LibbpfError as e:
+        # That one is closed to us says more than that we may not mount it either.
+        raise closed or e from None
 
 
 def _mount() -> int:

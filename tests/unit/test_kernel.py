@@ -1,0 +1,132 @@
+"""Questions to the kernel, answered by files and by a libbpf of the test's own."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tcpcore.errors import LibbpfError, UsageError
+from tcpcore.loader import kernel
+from tests.unit.samples import ARCHITECTURES, TOOLS, object_file
+
+
+class FakeTypes:
+    """libbpf with the function f of two parameters. read, freed: how often."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.read = self.freed = 0
+        self.unreadable = 0
+        library = SimpleNamespace(
+            btf__load_vmlinux_btf=self._load,
+            btf__free=self._free,
+            btf__find_by_name_kind=self._find,
+            btf__type_by_id=lambda handle, number: SimpleNamespace(
+                contents=SimpleNamespace(type=2, info=2)
+            ),
+        )
+        monkeypatch.setattr(kernel, "libbpf", lambda: library)
+
+    def _load(self) -> object:
+        if self.unreadable:
+            raise LibbpfError("btf__load_vmlinux_btf", self.unreadable)
+        self.read += 1
+        return object()
+
+    def _free(self, handle: object) -> None:
+        self.freed += 1
+
+    def _find(self, handle: object, name: bytes, kind: int) -> int:
+        if name != b"f":
+            raise LibbpfError("btf__find_by_name_kind", errno.ENOENT)
+        return 1
+
+
+@pytest.fixture
+def types(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTypes:
+    monkeypatch.setattr(kernel, "VMLINUX_BTF", tmp_path)
+    monkeypatch.setattr(kernel.Btf, "fentry_refusal", lambda self, function: None)
+    return FakeTypes(monkeypatch)
+
+
+def test_the_types_are_read_once_and_freed_once(types: FakeTypes) -> None:
+    btf = kernel.Btf()
+    btf.close()
+    assert (types.read, types.freed) == (0, 0)
+    assert [btf.parameters("f"), btf.parameters("g")] == [2, None]
+    assert (types.read, types.freed) == (1, 0)
+    btf.close()
+    btf.close()
+    assert (types.read, types.freed) == (1, 1)
+    assert btf.parameters("f") == 2
+    assert (types.read, types.freed) == (2, 1)
+
+
+def test_each_trace_has_types_of_its_own(types: FakeTypes) -> None:
+    """What one gives back, another one, in another thread, may be reading."""
+    one, other = kernel.Btf(), kernel.Btf()
+    one.parameters("f")
+    other.parameters("f")
+    one.close()
+    assert (types.read, types.freed) == (2, 1)
+
+
+def test_types_that_cannot_be_read_are_a_reason(types: FakeTypes) -> None:
+    types.unreadable = errno.EINVAL
+    assert kernel.cannot("fentry/f", kernel.Btf()) == (
+        "no kernel BTF (btf__load_vmlinux_btf: Invalid argument)"
+    )
+
+
+def refusing(number: int) -> Any:
+    def look(path: Any, *arguments: Any) -> Any:
+        raise OSError(number, os.strerror(number), path)
+
+    return look
+
+
+def test_what_may_not_be_looked_at_is_a_reason(
+    types: FakeTypes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with CAP_BPF and CAP_PERFMON alone, in folders of mode 0700."""
+    btf, told = kernel.Btf(), list[str | None]()
+    with monkeypatch.context() as only_here:
+        for name in ("open", "stat"):
+            only_here.setattr(os, name, refusing(errno.EACCES))
+        only_here.setattr(os, "access", lambda path, mode: False)
+        # Nothing else: pytest itself opens files, also to tell of a failure.
+        with contextlib.suppress(PermissionError):
+            told = [
+                kernel.cannot(section, btf)
+                for section in ("fentry/f", "fexit/f", "tp_btf/t", "kprobe/f", "raw_tp/t")
+            ]
+    closed = f"no kernel BTF ({kernel.VMLINUX_BTF}: Permission denied)"
+    assert told == [closed] * 3 + ["the kernel is built without kprobes", None]
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(UsageError) as e:
+        kernel.check_btf(path)
+    return str(e.value)
+
+
+def test_a_file_without_btf_is_a_usage_error_that_names_it(tmp_path: Path) -> None:
+    text, empty = tmp_path / "text", tmp_path / "empty"
+    text.write_text("no BTF at all, but long enough to be taken for a header of it")
+    empty.touch()
+    cut = tmp_path / "cut"
+    cut.write_bytes(b"\x9f\xeb\x01\0\x18\0\0\0" + bytes(12) + b"\xff\xff\0\0")
+    for path in (text, empty, cut):
+        assert refused(path) == f"--btf: {path}: no BTF in it"
+    elf = Path("/proc/self/exe").resolve()
+    assert refused(elf) == f"--btf: {elf}: no BTF in it"
+    assert refused(tmp_path / "absent") == f"--btf: {tmp_path}/absent: No such file or directory"
+
+
+def test_btf_in_an_elf_file_will_do() -> None:
+    kernel.check_btf(object_file(TOOLS[0], ARCHITECTURES[0]).path)

@@ -1,0 +1,201 @@
+"""A tool at work, on rings and programs that the test plays."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tcpcore import tracing
+from tcpcore.errors import LibbpfError
+from tcpcore.loader import Attached, RingSize
+from tcpcore.loader.perf import Batch
+from tcpcore.run import describe
+from tcpcore.tool import Sweep, Tool
+from tcpcore.tracing import SLACK_NS, Losses, Machinery, Trace
+from tests.unit.samples import event, tool
+
+TOOL = tool("connlat")
+NOW = 10**12
+
+
+class FakeProgram:
+    """batches: what the rings bring, one a drain. keys: of each map that is swept."""
+
+    def __init__(self, *batches: Batch) -> None:
+        self.batches = list(batches)
+        self.rings = {"events": SimpleNamespace(take=self._take, wait=self._wait)}
+        self.keys: dict[str, list[bytes]] = {}
+        self.called: list[tuple[Any, ...]] = []
+        self.waited: list[float] = []
+        self.refuses_calls = False
+        self.counts = {"lost_ring": 0, "lost_map": 0, "lost_output": 0, "made_up_for": 0}
+        self.misses = 0
+
+    def _take(self, layout: Any) -> Batch:
+        self.called.append(("take",))
+        return self.batches.pop(0) if self.batches else Batch([])
+
+    def _wait(self, seconds: float) -> None:
+        self.waited.append(seconds)
+
+    def map(self, name: str) -> Any:
+        return SimpleNamespace(keys=lambda: iter(self.keys[name]))
+
+    def call(self, section: str, key: int) -> None:
+        if self.refuses_calls:
+            raise LibbpfError("bpf_prog_test_run_opts", errno.EOPNOTSUPP)
+        self.called.append((section, key))
+
+    def counters(self, *names: str) -> list[int]:
+        return [self.counts[name] for name in names]
+
+    def missed(self) -> int:
+        return self.misses
+
+
+def trace(program: FakeProgram, of: Tool = TOOL, **more: Any) -> Trace:
+    return Trace(of, cast(Attached, program), **more)
+
+
+def batch(*times: int, **more: int) -> Batch:
+    return Batch([event(TOOL, ts_ns=ts) for ts in times], **more)
+
+
+def times(records: list[Any]) -> list[int]:
+    return [record[0] for record in records]
+
+
+@pytest.fixture(autouse=True)
+def now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic_ns", lambda: NOW)
+
+
+def test_a_young_event_waits_for_an_older_one_of_another_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A program takes its time stamp some while before its event is in the ring."""
+    old, young = NOW - 2 * SLACK_NS, NOW - SLACK_NS // 2
+    at_work = trace(FakeProgram(batch(old, young), batch(young - 7, young + SLACK_NS)))
+    assert times(at_work.read()) == [old]
+    monkeypatch.setattr(time, "monotonic_ns", lambda: NOW + SLACK_NS)
+    assert times(at_work.read()) == [young - 7, young]
+    assert times(at_work.read(last=True)) == [young + SLACK_NS]
+
+
+def test_an_event_is_young_for_a_millisecond() -> None:
+    horizon = NOW - 1_000_000
+    at_work = trace(FakeProgram(batch(horizon - 1, horizon + 1)))
+    assert times(at_work.read()) == [horizon - 1]
+    assert times(at_work.read(last=True)) == [horizon + 1]
+    assert at_work.read(last=True) == []
+
+
+def test_the_last_batch_has_everything_that_there_is() -> None:
+    at_work = trace(FakeProgram(batch(NOW - 5), batch(NOW - 9, NOW + 3)))
+    assert at_work.read() == []
+    assert times(at_work.read(last=True)) == [NOW - 9, NOW - 5, NOW + 3]
+
+
+SWEEPING = replace(TOOL, held=Sweep("held", "raw_tp"), pending=Sweep("starts", "raw_tp/end"))
+KEY = (7).to_bytes(8, "little")
+
+
+def test_held_rows_are_asked_for_on_each_drain_pending_ones_at_the_end() -> None:
+    """And before the rings are emptied: what is asked for goes into them."""
+    program = FakeProgram()
+    program.keys = {"held": [KEY], "starts": [KEY, KEY]}
+    at_work = trace(program, SWEEPING)
+    for _ in range(2):
+        at_work.read()
+        assert program.called == [("raw_tp", 7), ("take",)]
+        program.called.clear()
+    at_work.read(last=True)
+    assert program.called == [("raw_tp", 7), ("raw_tp/end", 7), ("raw_tp/end", 7), ("take",)]
+
+
+def test_a_kernel_that_cannot_be_asked_is_asked_once() -> None:
+    program = FakeProgram()
+    program.keys = {"held": [KEY], "starts": []}
+    program.refuses_calls = True
+    at_work = trace(program, SWEEPING)
+    at_work.read()
+    program.refuses_calls = False
+    at_work.read()
+    assert program.called == [("take",), ("take",)]
+
+
+def test_every_loss_is_told() -> None:
+    program = FakeProgram(batch(lost=5, malformed=3), batch(lost=6))
+    program.counts = {"lost_ring": 9, "lost_map": 2, "lost_output": 4, "made_up_for": 20}
+    program.misses = 28
+    at_work = trace(program)
+    assert at_work.losses() == Losses(ring=9, map=2, missed=8, malformed=0, output=4)
+    at_work.read()
+    at_work.read()
+    # The kernel's own record of a full ring counts the same events, or more: the larger is right.
+    assert at_work.losses() == Losses(ring=11, map=2, missed=8, malformed=3, output=4)
+
+
+@pytest.mark.parametrize("kind", ["ring", "map", "missed", "malformed", "output"])
+def test_any_loss_is_one(kind: str) -> None:
+    assert Losses(**{kind: 1})
+    assert not Losses()
+
+
+def test_a_refused_event_is_not_told_as_a_full_ring() -> None:
+    said = describe(Losses(output=3))
+    assert said.startswith("lost so far: 3 events had no ring")
+    assert "full" not in said
+    assert "--buffer" not in said
+    assert "no ring" not in describe(Losses(ring=3))
+
+
+def test_what_is_derived_is_behind_each_record() -> None:
+    at_work = trace(FakeProgram(batch(1, 2)), derive=lambda records: [(*r, "x") for r in records])
+    assert [(record[0], record[-1]) for record in at_work.read()] == [(1, "x"), (2, "x")]
+
+
+def test_waiting_is_no_longer_than_a_period_or_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = FakeProgram()
+    at_work = trace(program)
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    for until in (float("inf"), 1000.02, 1000.0, 999.0):
+        at_work.wait(until)
+    assert program.waited == pytest.approx([0.05, 0.02, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("cpus", "bytes_"),
+    [(1, 2 << 20), (16, 2 << 20), (32, 1 << 20), (64, 512 << 10), (999, 512 << 10)],
+)
+def test_a_ring_is_smaller_where_there_are_many(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, bytes_: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    assert Machinery().ring() == RingSize(bytes_, least=1)
+
+
+def test_a_size_that_was_asked_for_is_not_made_smaller() -> None:
+    assert Machinery(buffer=12345).ring() == RingSize(12345, least=12345)
+
+
+def test_the_loader_gets_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reached(Exception):
+        pass
+
+    def attached(path: Any, variants: Any, settings: Any) -> None:
+        assert settings.rings == {"events": RingSize(8192, least=8192)}
+        raise Reached
+
+    monkeypatch.setattr(tracing, "attached", attached)
+    monkeypatch.setattr("tcpcore.privilege.require", lambda tool: None)
+    from tcpcore.filters import Filters
+
+    with pytest.raises(Reached), tracing.opened(TOOL, Filters(), Machinery(buffer=8192)):
+        pass
