@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple, TypeVar
 
-from tcpcore import net
+from tcpcore import clock, net
 from tcpcore.errors import PrivilegeError, TcpcoreError, UsageError
 from tcpcore.loader.perf import Record
 from tcpcore.tool import Derive
@@ -370,7 +370,7 @@ class Sniffer:
     def read(self) -> None:
         """Take in all packets that wait, into `names`; it never blocks."""
         # In this order: an interruption in between makes answers older, not younger than a connect.
-        now = time.monotonic_ns()
+        now = clock.monotonic_ns()
         offset = time.time_ns() - now
         seen = 0
         while seen <= now:  # what comes meanwhile may wait: else a flood would keep us here

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -34,7 +33,7 @@ class Table:
     """Aligned columns. timestamp: seconds since start; wall: time of day."""
 
     def __init__(self, tool: Tool, wide: bool, timestamp: bool, wall: bool) -> None:
-        start = time.monotonic_ns()
+        start = clock.monotonic_ns()
         stamps: list[Column] = []
         if wall:
             stamps.append(Column("TIME", "ts_ns", 8, cells=clock.time_of_day))
@@ -124,7 +123,7 @@ def as_json(kind: fields.Kind, raw: Any) -> str:
 
 def json_line(tool: str, kind: str, content: dict[str, Any]) -> str:
     """A JSON object beside the events, stamped now."""
-    now = clock.rfc3339([time.monotonic_ns()])[0]
+    now = clock.rfc3339([clock.monotonic_ns()])[0]
     whole = {"type": kind, "tool": tool, "time": now, **content}
     return json.dumps(whole, separators=(",", ":")) + "\n"
 

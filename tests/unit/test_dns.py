@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 pytest.importorskip("dnslib")
 from dnslib import AAAA, CNAME, EDNS0, QTYPE, RR, A, DNSHeader, DNSQuestion, DNSRecord
 
-from tcpcore import dns
+from tcpcore import clock, dns
 from tcpcore.dns import Names, Packets
 from tcpcore.errors import PrivilegeError, TcpcoreError, UsageError
 from tests.unit.samples import address
@@ -728,8 +728,8 @@ class FakeSocket:
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> int:
     """CLOCK_MONOTONIC stands at 50 s; what CLOCK_REALTIME has more."""
-    now = {"monotonic_ns": lambda: 50 * SECOND, "time_ns": lambda: 1_700_000_050 * SECOND}
-    monkeypatch.setattr(dns, "time", SimpleNamespace(**now))
+    monkeypatch.setattr(clock, "monotonic_ns", lambda: 50 * SECOND)
+    monkeypatch.setattr(dns, "time", SimpleNamespace(time_ns=lambda: 1_700_000_050 * SECOND))
     return 1_700_000_000 * SECOND
 
 
