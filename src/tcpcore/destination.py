@@ -47,7 +47,7 @@ class Destination:
             raise
         except OSError as e:
             lines = bytes(left).count(b"\n")
-            raise TcpcoreError(f"{self._name}: {e.strerror}; {lines} lines not written") from None
+            raise TcpcoreError(f"{self._name}: {e.strerror} (lines not written: {lines})") from None
 
     def gone(self) -> bool:
         """Whether the reader of a pipe has gone, who may get no further event that would tell.
