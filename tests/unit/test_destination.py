@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -154,15 +155,36 @@ def test_closed_and_full_descriptors(end: str) -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 0 if end else 1)
 
 
+@pytest.mark.parametrize("end", ["2>&-", "2>/dev/full"])
+def test_what_others_print_on_a_closed_or_full_standard_error(end: str) -> None:
+    """It does not end up in the data, and does not change the exit code when Python ends."""
+    code = (
+        "import contextlib, sys\n"
+        "from tcpcore import cli\n"
+        "def called(*arguments, **options):\n"
+        "    with contextlib.suppress(OSError):\n"
+        "        print('libbpf said', file=sys.stderr)\n"
+        "cli.application = lambda wanted: called\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -c "$1" {end}', sys.executable, code],
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent), "PYTHONUNBUFFERED": ""},
+    )
+    assert (done.returncode, done.stdout) == (0, b"")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("argument", ["--version", "--help"])
-def test_help_on_a_full_disk(argument: str) -> None:
+def test_help_on_a_full_disk(argument: str, unbuffered: str) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "tcpcore", argument],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+            env=os.environ | {"PYTHONPATH": str(PACKAGE.parent), "PYTHONUNBUFFERED": unbuffered},
         )
     assert (done.returncode, done.stderr) == (1, "tcpcore: No space left on device\n")
 
@@ -249,6 +271,21 @@ def test_what_cannot_be_opened(path: str, says: str) -> None:
     assert str(e.value) == f"--output: {path}: {says}"
 
 
+@pytest.fixture
+def patience() -> Iterator[None]:
+    """An open() that blocks is a failure, not the end of all tests."""
+
+    def give_up(*arguments: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("patience")
 def test_a_fifo_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
@@ -268,6 +305,7 @@ def test_a_fifo_is_waited_for(tmp_path: Path) -> None:
     os.close(readers[0])
 
 
+@pytest.mark.usefixtures("patience")
 def test_a_fifo_that_nobody_reads_is_given_up(tmp_path: Path) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
