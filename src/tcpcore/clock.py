@@ -14,7 +14,11 @@ SECOND = 1_000_000_000
 
 _HOST_NAMESPACE = 0xEFFFFFFA
 """Inode of the host's time namespace: PROC_TIME_INIT_INO, include/linux/proc_ns.h."""
-_PROC = Path("/proc/self")
+_OFFSETS = Path("/proc/self/timens_offsets")
+
+
+def _namespace() -> int:
+    return Path("/proc/self/ns/time").stat().st_ino
 
 
 @cache
@@ -25,9 +29,9 @@ def _ahead() -> int:
     unshare(2) is itself where it was.
     """
     try:
-        if (_PROC / "ns/time").stat().st_ino == _HOST_NAMESPACE:
+        if _namespace() == _HOST_NAMESPACE:
             return 0
-        lines = map(str.split, (_PROC / "timens_offsets").read_text().splitlines())
+        lines = map(str.split, _OFFSETS.read_text().splitlines())
     except OSError:  # a kernel without them: CONFIG_TIME_NS
         return 0
     offsets = {name: int(seconds) * SECOND + int(rest) for name, seconds, rest in lines}

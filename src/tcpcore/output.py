@@ -13,6 +13,8 @@ from tcpcore.tool import Column, Tool
 
 Records = Sequence[tuple[Any, ...]]
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
 COMMON = ("ts_ns", "pid", "comm", "uid", "netns", "family", "laddr", "lport", "raddr", "rport")
 """The fields of every event in JSON and CSV, in their order, behind `time`."""
 
@@ -165,8 +167,17 @@ def _quoted(kind: fields.Kind) -> Callable[[Any], str]:
 def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
     """RFC 4180 lines, but for the line end, which is the host's."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    csv.writer(buffer, lineterminator="\n").writerows(map(_inert, row) for row in rows)
     return buffer.getvalue()
+
+
+def _inert(cell: Any) -> Any:
+    """A text that spreadsheets would take for a formula, with an apostrophe before it.
+
+    Whoever may name a task or a host must not run something where the file is opened:
+    CWE-1236. Numbers stay.
+    """
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def table_lines(columns: Sequence[tuple[str, int]], rows: Iterable[Sequence[str]]) -> str:

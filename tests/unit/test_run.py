@@ -162,7 +162,8 @@ def test_losses_are_told_each_time_they_grow(
     clock: Clock, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Once a second at most, and what came last at the end."""
-    losses = {2: Losses(ring=1), 4: Losses(ring=3), 30: Losses(ring=3, missed=2)}
+    losses = {2: Losses(ring=1), 4: Losses(ring=3), 25: Losses(ring=3, missed=1)}
+    losses[30] = Losses(ring=3, missed=2)
     losses[70] = Losses(ring=3, map=4, missed=2)
     session = Session(clock, losses=losses)
     assert session.run(duration="3.6") == losses[70]
@@ -193,6 +194,12 @@ def test_a_reader_that_goes_ends_it_quietly(
     assert len(session.lines.text.splitlines()) == after
     assert lost == (Losses(ring=9) if after == 2 else Losses())
     assert ("9 events found the ring full" in capfd.readouterr().err) == (after == 2)
+
+
+def test_a_record_of_losses_that_nobody_reads(clock: Clock) -> None:
+    session = Session(clock, events={2: 1}, losses={1: Losses(ring=9)}, gone_after=1)
+    assert session.run() == Losses(ring=9)
+    assert session.lines.text.count("\n") == 1
 
 
 def test_a_full_disk_ends_it(clock: Clock) -> None:

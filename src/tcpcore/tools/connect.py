@@ -128,6 +128,8 @@ def command(
     if by_flow:
         if dns:
             raise UsageError("--count and --dns: one of them")
+        if common.count is not None:
+            raise UsageError("-n: --count counts in the kernel, where no number ends it; -d does")
         stream(_counting(show_lport), common, _flows(common, show_lport))
         return
     chosen = tool(dns)
