@@ -13,6 +13,9 @@ from tcpcore.tool import Column, Tool
 
 Records = Sequence[tuple[Any, ...]]
 
+MOST_ROWS = 4096
+"""Of a report, whose length the traced host decides: the rest is one row, named OTHER."""
+OTHER = "other"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 COMMON = ("ts_ns", "pid", "comm", "uid", "netns", "family", "laddr", "lport", "raddr", "rport")

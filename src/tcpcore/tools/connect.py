@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import typer
@@ -144,4 +145,10 @@ def _flows(common: Common, lports: bool) -> Callable[[Trace], Writer]:
     from tcpcore.flows import Flows
 
     chosen = style(common)
-    return lambda trace: Flows(TOOL.name, trace.program.map("flows"), chosen, lports, common.wide)
+
+    def flows(trace: Trace) -> Writer:
+        program = trace.program
+        others = partial(program.counters, "other_connects", "other_failed")
+        return Flows(TOOL.name, program.map("flows"), others, chosen, lports, common.wide)
+
+    return flows
