@@ -12,6 +12,7 @@ import typer
 from tcpcore import __version__, net
 from tcpcore.destination import tell
 from tcpcore.errors import TcpcoreError, UsageError
+from tcpcore.tool import Examples
 from tcpcore.tools import names
 
 # typer carries a copy of click since 0.2x, under a private name.
@@ -19,7 +20,7 @@ _ClickUsageError: Any = typer.BadParameter.__mro__[1]
 
 _HELP = """Trace TCP on this host. Needs root, or CAP_BPF and CAP_PERFMON.
 
-Exit codes: 0 done, 1 failure, 2 usage, 3 this kernel cannot run the tool, 4 missing privilege,
+Exit codes: 0 done, 1 failure, 2 usage, 3 this kernel cannot run the tool, 4 missing privilege, \
 5 events lost under --fail-on-loss.
 """
 
@@ -28,16 +29,22 @@ def application(wanted: list[str]) -> typer.Typer:
     """The command line with these tools."""
     app = typer.Typer(
         help=_HELP,
-        add_completion=False,
-        rich_markup_mode=None,
+        rich_markup_mode="rich",  # typer imports rich for --help alone
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_main)
     for name in wanted:
         module = importlib.import_module(f"tcpcore.tools.{name}")
-        app.command(name)(module.command)
+        app.command(name, epilog=_examples(module.EXAMPLES))(module.command)
     return app
+
+
+def _examples(pairs: Examples) -> str:
+    """The end of a tool's help: command lines, and what they do."""
+    width = max(len(arguments) for arguments, _ in pairs)
+    lines = [f"tcpcore {arguments:{width}}  {meaning}" for arguments, meaning in pairs]
+    return "\n".join(["Examples:", *lines])
 
 
 def _version(wanted: bool) -> None:
@@ -73,7 +80,10 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     """The exit code."""
     try:
-        application(_wanted(arguments))(arguments, prog_name="tcpcore", standalone_mode=False)
+        # The exit code of what typer does by itself (help, completion); None of a tool.
+        done = application(_wanted(arguments))(
+            arguments, prog_name="tcpcore", standalone_mode=False
+        )
         if sys.stdout is not None:
             sys.stdout.flush()
     except TcpcoreError as e:
@@ -89,7 +99,7 @@ def _run(arguments: list[str]) -> int:
             return _fail(f"{e.filename}: {e.strerror}" if e.filename else e.strerror, 1)
         what = f"{type(e).__name__}: {e}"
         return _fail(f"internal error: {what} (TCPCORE_DEBUG=1 shows where)", 1)
-    return 0
+    return done or 0
 
 
 def _fail(message: str, code: int) -> int:

@@ -15,6 +15,9 @@ from tcpcore.loader.plan import Variant
 Derive = Callable[[list[Record]], list[Record]]
 """Adds what is not of the kernel to each record of a batch, behind its other fields."""
 
+Examples = tuple[tuple[str, str], ...]
+"""At the end of a tool's help: its name with arguments, and what that does."""
+
 
 @dataclass(frozen=True)
 class Column:

@@ -92,6 +92,12 @@ TOOL = Tool(
     derive=_no_names,
 )
 
+EXAMPLES = (
+    ("connect -p 4711 --wide", "by one process, with more columns"),
+    ("connect -c -i 10", "counts per destination, every ten seconds"),
+    ("connect --dns -D 443", "to port 443, with the names asked for"),
+)
+
 
 def tool(dns: bool = False) -> Tool:
     """dns: tell the names that were asked for."""
