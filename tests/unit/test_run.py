@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -234,7 +235,7 @@ def no_traces(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[FakeTra
         signal.signal(number, handler)
 
 
-def test_fail_on_loss(no_traces: FakeTrace, tmp_path: Any) -> None:
+def test_fail_on_loss(no_traces: FakeTrace, tmp_path: Path) -> None:
     common = Common(duration="0.1", json=True, output=tmp_path / "out")
     run.stream(CONNLAT, common)
     strict = Common(duration="0.1", json=True, output=tmp_path / "out", fail_on_loss=True)
@@ -248,7 +249,7 @@ def test_fail_on_loss(no_traces: FakeTrace, tmp_path: Any) -> None:
 
 
 def test_the_file_is_opened_with_the_rights_of_the_caller(
-    no_traces: FakeTrace, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    no_traces: FakeTrace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found: list[bool] = []
     path = tmp_path / "out"
@@ -257,7 +258,7 @@ def test_the_file_is_opened_with_the_rights_of_the_caller(
     assert found == [True]
 
 
-def test_only_kernel_addresses_are_hidden_from_others(no_traces: FakeTrace, tmp_path: Any) -> None:
+def test_only_kernel_addresses_are_hidden_from_others(no_traces: FakeTrace, tmp_path: Path) -> None:
     for name, mode in (("states", 0o600), ("connlat", 0o644)):
         before = os.umask(0o022)
         run.stream(tool(name), Common(duration="0.1", output=tmp_path / name))
@@ -266,10 +267,27 @@ def test_only_kernel_addresses_are_hidden_from_others(no_traces: FakeTrace, tmp_
 
 
 def test_verbose_tells_the_variant(
-    no_traces: FakeTrace, capfd: pytest.CaptureFixture[str], tmp_path: Any
+    no_traces: FakeTrace, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run.stream(CONNLAT, Common(duration="0.1", output=tmp_path / "out", verbose=1))
     assert capfd.readouterr().err.splitlines()[:2] == ["refused: fentry: no", "attached: kprobe"]
+
+
+def test_ctrl_c_ends_the_wait_for_the_reader_of_a_fifo(
+    no_traces: FakeTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo, looks = tmp_path / "fifo", []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        assert len(looks) < 3, "it goes on waiting"
+        if len(looks) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    os.mkfifo(fifo)
+    monkeypatch.setattr("tcpcore.destination.time", SimpleNamespace(sleep=sleep))
+    run.stream(CONNLAT, Common(output=fifo))
+    assert len(looks) == 2 and no_traces.waited == []
 
 
 SIGNALS = """
