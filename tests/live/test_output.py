@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import json
 import os
@@ -44,7 +45,8 @@ def started(*command: str, stdout: int, **environment: str) -> Iterator[subproce
             assert said[-1], said
         yield child
     finally:
-        child.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
         child.communicate()
 
 
