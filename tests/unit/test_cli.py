@@ -206,7 +206,7 @@ SHOW_MODULES = "\nimport sys; print(*sys.modules, file=sys.stderr)"
 def test_import_tcpcore_alone_loads_nothing() -> None:
     loaded = python("import tcpcore" + SHOW_MODULES).stderr.split()
     assert not [name for name in loaded if name.startswith("tcpcore.")]
-    assert not {"rich", "asyncio", "typer", "ctypes", "elftools"} & set(loaded)
+    assert not {"rich", "asyncio", "typer", "ctypes", "elftools", "typing"} & set(loaded)
 
 
 def test_starting_a_tool_loads_nothing_heavy() -> None:

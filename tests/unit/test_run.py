@@ -322,15 +322,16 @@ def test_nohup_is_respected() -> None:
     assert after_signals(signal.SIGHUP, before=ignored).stdout == "False\n"
 
 
-def test_ctrl_c_while_modules_are_imported_is_quiet() -> None:
-    """The import of the command line is held up until the signal has come."""
+@pytest.mark.parametrize("module", ["enum", "signal", "typer", "tcpcore.tools.connlat"])
+def test_ctrl_c_while_modules_are_imported_is_quiet(module: str) -> None:
     code = (
-        "import os, signal, sys\n"
+        "import os, sys\n"
         "class Late:\n"
         "    def find_spec(self, name, *more):\n"
-        "        if name == 'typer': os.kill(os.getpid(), signal.SIGINT)\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), 2)\n"
         "sys.meta_path.insert(0, Late())\n"
-        "sys.argv = ['tcpcore', '--version']\n"
+        f"for name in ('signal', 'enum', {module!r}): sys.modules.pop(name, None)\n"
+        "sys.argv = ['tcpcore', 'connlat', '--count', '0']\n"
         "from tcpcore.__main__ import main\n"
         "main()\n"
     )
