@@ -59,12 +59,16 @@ def attempts(number: int) -> int:
 
 
 def wait_until_full(pipe: int) -> None:
-    """FIONREAD, ioctl_pipe(2); 64 KiB fit in, pipe(7)."""
-    waiting, deadline = array.array("i", [0]), time.monotonic() + harness.PATIENCE
-    while waiting[0] < 60_000:
+    """16 pages, pipe(7), each of them half full at least: then its level rises no more.
+
+    FIONREAD, ioctl_pipe(2).
+    """
+    level, before, deadline = array.array("i", [0]), -1, time.monotonic() + harness.PATIENCE
+    while level[0] < 32_000 or level[0] != before:
         assert time.monotonic() < deadline, "the pipe never filled"
-        time.sleep(0.01)
-        fcntl.ioctl(pipe, termios.FIONREAD, waiting)
+        before = level[0]
+        time.sleep(0.2)
+        fcntl.ioctl(pipe, termios.FIONREAD, level)
 
 
 @pytest.mark.parametrize("blocking", [True, False])
