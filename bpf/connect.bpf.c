@@ -15,8 +15,11 @@ struct {
 	__type(value, struct flow_count);
 } flows SEC(".maps");
 
+__u64 other_connects, other_failed; /* those of flows that found the map full */
+
 static __always_inline void count(int result, const struct conn *conn)
 {
+	const bool failed = result && result != EINPROGRESS;
 	struct flow flow = {
 		.netns = conn->netns,
 		.lport = count_lports ? conn->lport : 0,
@@ -33,13 +36,9 @@ static __always_inline void count(int result, const struct conn *conn)
 		bpf_map_update_elem(&flows, &flow, &none, BPF_NOEXIST);
 		found = bpf_map_lookup_elem(&flows, &flow);
 	}
-	if (!found) {
-		lose_socket();
-		return;
-	}
-	__sync_fetch_and_add(&found->connects, 1);
-	if (result && result != EINPROGRESS)
-		__sync_fetch_and_add(&found->failed, 1);
+	__sync_fetch_and_add(found ? &found->connects : &other_connects, 1);
+	if (failed)
+		__sync_fetch_and_add(found ? &found->failed : &other_failed, 1);
 }
 
 static __always_inline void finished(void *ctx, __u64 start_ns, int result, const struct conn *conn,

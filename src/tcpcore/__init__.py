@@ -7,12 +7,13 @@ with tcpcore.trace("connlat", min_ms=10) as events:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 __all__ = ["TcpcoreError", "__version__", "trace"]
 
+TYPE_CHECKING = False  # as typing has it, whose import takes longer than all that is here
 if TYPE_CHECKING:
+    from typing import Any
+
     from tcpcore.api import trace
     from tcpcore.errors import TcpcoreError
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from tcpcore import __version__, net
+from tcpcore.destination import tell
 from tcpcore.errors import TcpcoreError, UsageError
+from tcpcore.tool import Examples
 from tcpcore.tools import names
 
 # typer carries a copy of click since 0.2x, under a private name.
@@ -18,7 +20,7 @@ _ClickUsageError: Any = typer.BadParameter.__mro__[1]
 
 _HELP = """Trace TCP on this host. Needs root, or CAP_BPF and CAP_PERFMON.
 
-Exit codes: 0 done, 1 failure, 2 usage, 3 this kernel cannot run the tool, 4 missing privilege,
+Exit codes: 0 done, 1 failure, 2 usage, 3 this kernel cannot run the tool, 4 missing privilege, \
 5 events lost under --fail-on-loss.
 """
 
@@ -27,16 +29,22 @@ def application(wanted: list[str]) -> typer.Typer:
     """The command line with these tools."""
     app = typer.Typer(
         help=_HELP,
-        add_completion=False,
-        rich_markup_mode=None,
+        rich_markup_mode="rich",  # typer imports rich for --help alone
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_main)
     for name in wanted:
         module = importlib.import_module(f"tcpcore.tools.{name}")
-        app.command(name)(module.command)
+        app.command(name, epilog=_examples(module.EXAMPLES))(module.command)
     return app
+
+
+def _examples(pairs: Examples) -> str:
+    """The end of a tool's help: command lines, and what they do."""
+    width = max(len(arguments) for arguments, _ in pairs)
+    lines = [f"tcpcore {arguments:{width}}  {meaning}" for arguments, meaning in pairs]
+    return "\n".join(["Examples:", *lines])
 
 
 def _version(wanted: bool) -> None:
@@ -61,22 +69,49 @@ def _wanted(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Run the command line; every error is one line on standard error."""
-    arguments = sys.argv[1:] or ["--help"]
+    if sys.stderr is None:  # closed: print() would take standard output for it
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    code = _run(sys.argv[1:] or ["--help"])
+    _give_up(sys.stdout)
+    _give_up(sys.stderr)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code."""
     try:
-        application(_wanted(arguments))(arguments, prog_name="tcpcore", standalone_mode=False)
+        # The exit code of what typer does by itself (help, completion); None of a tool.
+        done = application(_wanted(arguments))(
+            arguments, prog_name="tcpcore", standalone_mode=False
+        )
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except TcpcoreError as e:
-        sys.exit(_fail(str(e), e.exit_code))
+        return _fail(str(e), e.exit_code)
     except _ClickUsageError as e:
-        sys.exit(_fail(e.format_message(), UsageError.exit_code))
+        return _fail(e.format_message(), UsageError.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        return 130
     except Exception as e:
         if os.environ.get("TCPCORE_DEBUG"):
             raise
+        if isinstance(e, OSError) and e.strerror:
+            return _fail(f"{e.filename}: {e.strerror}" if e.filename else e.strerror, 1)
         what = f"{type(e).__name__}: {e}"
-        sys.exit(_fail(f"internal error: {what} (TCPCORE_DEBUG=1 shows where)", 1))
+        return _fail(f"internal error: {what} (TCPCORE_DEBUG=1 shows where)", 1)
+    return done or 0
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"tcpcore: {net.printable(message)}", file=sys.stderr)
+    tell(f"tcpcore: {net.printable(message)}")
     return code
+
+
+def _give_up(stream: TextIO | None) -> None:
+    """Python writes at its end what is left, and exits with 120 where that fails."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

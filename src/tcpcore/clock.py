@@ -1,18 +1,51 @@
-"""From CLOCK_MONOTONIC, which events carry, to the time of day."""
+"""CLOCK_MONOTONIC, which events carry, and the time of day that it stands for."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
 
 from tcpcore.fields import Cache
 
 SECOND = 1_000_000_000
 
 
+_HOST_NAMESPACE = 0xEFFFFFFA
+"""Inode of the host's time namespace: PROC_TIME_INIT_INO, include/linux/proc_ns.h."""
+_OFFSETS = Path("/proc/self/timens_offsets")
+
+
+def _namespace() -> int:
+    return Path("/proc/self/ns/time").stat().st_ino
+
+
+@cache
+def _ahead() -> int:
+    """Nanoseconds that CLOCK_MONOTONIC of this time namespace is ahead of the host's.
+
+    time_namespaces(7). timens_offsets is about the children's namespace: a process that has called
+    unshare(2) is itself where it was.
+    """
+    try:
+        if _namespace() == _HOST_NAMESPACE:
+            return 0
+        lines = map(str.split, _OFFSETS.read_text().splitlines())
+    except OSError:  # a kernel without them: CONFIG_TIME_NS
+        return 0
+    offsets = {name: int(seconds) * SECOND + int(rest) for name, seconds, rest in lines}
+    return offsets["monotonic"]
+
+
+def monotonic_ns() -> int:
+    """CLOCK_MONOTONIC as BPF reads it, which knows no time namespaces: that of the host."""
+    return time.monotonic_ns() - _ahead()
+
+
 def _offset() -> int:
-    """What to add to CLOCK_MONOTONIC; asked anew each time, since NTP may step the clock."""
-    return time.time_ns() - time.monotonic_ns()
+    """What to add to a stamp; asked anew each time, since NTP may step the clock."""
+    return time.time_ns() - monotonic_ns()
 
 
 def _utc(second: int) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple, TypeVar
 
-from tcpcore import net
+from tcpcore import clock, net
 from tcpcore.errors import PrivilegeError, TcpcoreError, UsageError
 from tcpcore.loader.perf import Record
 
@@ -378,7 +378,7 @@ class Sniffer:
         would keep us here.
         """
         # In this order: an interruption in between makes answers older, not younger than a connect.
-        now = time.monotonic_ns()
+        now = clock.monotonic_ns()
         offset = time.time_ns() - now
         for one in self._sockets:
             self._drain(one, now, offset)

@@ -46,13 +46,15 @@ def text(value: Any) -> str:
 class Kind:
     """code: of the struct module. value: from C to Python; None is unknown. text: of a value.
 
-    few: the values repeat, so that what is made of them is worth remembering.
+    few: the values repeat, so that what is made of them is worth remembering. secret: not for
+    everybody who may read the output's folder.
     """
 
     code: str
     value: Callable[[Any], Any]
     text: Callable[[Any], str] = text
     few: bool = True
+    secret: bool = False
 
     def convert(self, make: Callable[[Any], Any]) -> Convert:
         """Apply `make`, which takes a raw value, to columns."""
@@ -94,8 +96,9 @@ Time = Annotated[int, Kind("Q", _same, few=False)]
 """Nanoseconds: CLOCK_MONOTONIC, or how long something took."""
 Duration = Annotated[int | None, Kind("Q", _duration, few=False)]
 """Nanoseconds; None where the beginning was not seen."""
-Pointer = Annotated[str, Kind("Q", lambda raw: f"{raw:x}")]
-"""A kernel address, in hexadecimal: too large for a JSON number."""
+Pointer = Annotated[str, Kind("Q", lambda raw: f"{raw:x}", secret=True)]
+"""A kernel address, in hexadecimal: too large for a JSON number. It helps whoever attacks the
+kernel: kptr_restrict, Documentation/admin-guide/sysctl/kernel.rst."""
 Pid = Annotated[int | None, Kind("I", _or_none)]
 Port = Annotated[int | None, Kind("H", _or_none, text=lambda port: str(port or 0))]
 """None is 0 in C: no port yet, or none at all, as the peer's of a listener; 0 in text, as ever."""

@@ -1,14 +1,18 @@
-"""connect --count: connects per source, destination and port, counted in the kernel."""
+"""connect --count: connects per source, destination and port, counted in the kernel.
+
+With the local port every connect may be a flow of its own. What the map has no room for is counted
+together in BPF, and what would make a report too long is added to that: the row "other".
+"""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tcpcore.loader.map import Map
 from tcpcore.net import FAMILIES, address_text
-from tcpcore.output import Records, csv_lines, json_line, table_lines
+from tcpcore.output import MOST_ROWS, OTHER, Records, csv_lines, json_line, table_lines
 
 FLOW = struct.Struct("=16s16sIHHH6x")
 """Mirror of struct flow, bpf/connect.h: laddr, raddr, netns, lport, rport, family."""
@@ -19,11 +23,12 @@ Counts = tuple[int, int]
 
 
 class Flow(NamedTuple):
-    """A line; the names are those of JSON and CSV."""
+    """A line; the names are those of JSON and CSV. raddr: `other`, and nothing else of it known,
+    in the row of the rest."""
 
-    netns: int
-    family: str
-    laddr: str
+    netns: int | None
+    family: str | None
+    laddr: str | None
     lport: int | None
     raddr: str
     rport: int | None
@@ -35,14 +40,28 @@ def _rank(flow: Flow) -> tuple[Any, ...]:
     return (-flow.connects, flow.raddr, flow.rport or 0, flow.laddr, flow.lport or 0, flow.netns)
 
 
+def _other(connects: int, failed: int) -> Flow:
+    return Flow(None, None, None, None, OTHER, None, connects, failed)
+
+
 class Flows:
     """A writer that prints what was counted since it was last asked to finish, the most first.
 
-    style: "table", "json" or "csv". lports: the local port tells flows apart, and is shown.
+    counts: the map. others: what was counted for flows that it has no room for. style: "table",
+    "json" or "csv". lports: the local port tells flows apart, and is shown.
     """
 
-    def __init__(self, tool: str, counts: Map, style: str, lports: bool, wide: bool) -> None:
+    def __init__(
+        self,
+        tool: str,
+        counts: Map,
+        others: Callable[[], Sequence[int]],
+        style: str,
+        lports: bool,
+        wide: bool,
+    ) -> None:
         self._tool, self._counts, self._style, self._lports = tool, counts, style, lports
+        self._others, self._told_others = others, [0, 0]
         self._width = 39 if wide else 15
         self._told: dict[bytes, Counts] = {}
         self._header = True
@@ -54,13 +73,22 @@ class Flows:
         return ""
 
     def finish(self) -> str:
-        flows = sorted(self._new(), key=_rank)
+        flows = self._rows()
         if self._style == "json":
             return "".join(self.record("flow", flow._asdict()) for flow in flows)
         if self._style == "csv":
             header, self._header = [Flow._fields] * self._header, False
             return csv_lines([*header, *flows])
         return self._table(flows)
+
+    def _rows(self) -> list[Flow]:
+        flows = sorted(self._new(), key=_rank)
+        shown, rest = flows[:MOST_ROWS], flows[MOST_ROWS:]
+        now, before = list(self._others()), self._told_others
+        self._told_others = now
+        connects = now[0] - before[0] + sum(flow.connects for flow in rest)
+        failed = now[1] - before[1] + sum(flow.failed for flow in rest)
+        return [*shown, _other(connects, failed)] if connects or failed else shown
 
     def _new(self) -> Iterator[Flow]:
         """Nothing is taken out of the map, where a count could be lost: the difference is new."""
@@ -81,7 +109,10 @@ class Flows:
     def _table(self, flows: list[Flow]) -> str:
         columns = [("LADDR", self._width), ("RADDR", self._width), ("LPORT", 6), ("RPORT", 6)]
         columns += [("CONNECTS", 9), ("FAILED", 7)]
-        rows = [[f.laddr, f.raddr, f.lport or 0, f.rport or 0, f.connects, f.failed] for f in flows]
+        rows = [
+            [f.laddr or "-", f.raddr, f.lport or 0, f.rport or 0, f.connects, f.failed]
+            for f in flows
+        ]
         if not self._lports:
             del columns[2]
             for row in rows:

@@ -142,6 +142,7 @@ class Common:
             "--verbose",
             "-v",
             count=True,
+            metavar="",
             show_default=False,
         ),
     ] = 0
@@ -294,5 +295,10 @@ def with_common(command: Callable[..., None]) -> Callable[..., None]:
     ]
     vars(spread)["__signature__"] = inspect.Signature([*own, *shared])
     spread.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
-    spread.__doc__ = sys.modules[command.__module__].__doc__
+    spread.__doc__ = _paragraphs(sys.modules[command.__module__].__doc__ or "")
     return spread
+
+
+def _paragraphs(text: str) -> str:
+    """A line each, for the terminal to break."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))

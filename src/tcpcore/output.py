@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -13,6 +12,11 @@ from tcpcore import clock, fields
 from tcpcore.tool import Column, Tool
 
 Records = Sequence[tuple[Any, ...]]
+
+MOST_ROWS = 4096
+"""Of a report, whose length the traced host decides: the rest is one row, named OTHER."""
+OTHER = "other"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 COMMON = ("ts_ns", "pid", "comm", "uid", "netns", "family", "laddr", "lport", "raddr", "rport")
 """The fields of every event in JSON and CSV, in their order, behind `time`."""
@@ -34,7 +38,7 @@ class Table:
     """Aligned columns. timestamp: seconds since start; wall: time of day."""
 
     def __init__(self, tool: Tool, wide: bool, timestamp: bool, wall: bool) -> None:
-        start = time.monotonic_ns()
+        start = clock.monotonic_ns()
         stamps: list[Column] = []
         if wall:
             stamps.append(Column("TIME", "ts_ns", 8, cells=clock.time_of_day))
@@ -124,7 +128,7 @@ def as_json(kind: fields.Kind, raw: Any) -> str:
 
 def json_line(tool: str, kind: str, content: dict[str, Any]) -> str:
     """A JSON object beside the events, stamped now."""
-    now = clock.rfc3339([time.monotonic_ns()])[0]
+    now = clock.rfc3339([clock.monotonic_ns()])[0]
     whole = {"type": kind, "tool": tool, "time": now, **content}
     return json.dumps(whole, separators=(",", ":")) + "\n"
 
@@ -166,8 +170,17 @@ def _quoted(kind: fields.Kind) -> Callable[[Any], str]:
 def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
     """RFC 4180 lines, but for the line end, which is the host's."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    csv.writer(buffer, lineterminator="\n").writerows(map(_inert, row) for row in rows)
     return buffer.getvalue()
+
+
+def _inert(cell: Any) -> Any:
+    """A text that spreadsheets would take for a formula, with an apostrophe before it.
+
+    Whoever may name a task or a host must not run something where the file is opened:
+    CWE-1236. Numbers stay.
+    """
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def table_lines(columns: Sequence[tuple[str, int]], rows: Iterable[Sequence[str]]) -> str:

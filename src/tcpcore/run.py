@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import gc
-import os
-import select
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from pathlib import Path
 from types import FrameType
-from typing import TextIO
 
-from tcpcore import filters, privilege
-from tcpcore.errors import LostError, TcpcoreError, UsageError
+from tcpcore import fields, filters, privilege
+from tcpcore.destination import Destination, output_file, standard_output, tell
+from tcpcore.errors import LostError, UsageError
 from tcpcore.loader import ffi
 from tcpcore.loader.perf import Record
 from tcpcore.options import Common, seconds
@@ -28,15 +24,19 @@ LOSS_PERIOD = 1.0  # seconds between two looks at the loss counters
 
 
 class Stop:
-    """Set by the first SIGINT or SIGTERM; the second one ends the process at once."""
+    """Set by the first SIGINT, SIGTERM or SIGHUP; a second SIGINT or SIGTERM ends the process
+    at once. nohup(1) has SIGHUP ignored, and so it stays."""
 
     def __init__(self) -> None:
         self.wanted = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.wanted = True
+        # Not SIGHUP: a terminal that goes away brings two, one from the kernel, one from the shell.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -67,15 +67,15 @@ def stream(tool: Tool, common: Common, report: Callable[[Trace], Writer] | None 
     out = writer(tool, common)
     limits = Limits(common)
     chosen, machinery = common.filters(), common.machinery()
-    with opened(tool, chosen, machinery) as trace, _output(common) as stream:
-        if not common.keep_privileges:
+    with opened(tool, chosen, machinery) as trace, _destination(tool, common, stop) as destination:
+        if not common.keep_privileges:  # behind the last file that the caller's rights have to open
             privilege.drop(trace.losses)
         if common.verbose:
             _explain(trace)
         # What start-up made stays: the collector need not look at it after each few records.
         gc.freeze()
         gc.set_threshold(100_000)
-        losses = _Printer(trace, report(trace) if report else out, stream, limits, stop).run()
+        losses = Printer(trace, report(trace) if report else out, destination, limits, stop).run()
     if losses and common.fail_on_loss:
         raise LostError(f"{tool.name}: {describe(losses)}")
 
@@ -90,24 +90,26 @@ class Limits:
         self.count = None if common.count is None else count(common.count)
 
 
-class _Printer:
+class Printer:
+    """The loop: what the trace reads goes through `out` to the destination."""
+
     def __init__(
-        self, trace: Trace, out: Writer, stream: TextIO, limits: Limits, stop: Stop
+        self, trace: Trace, out: Writer, destination: Destination, limits: Limits, stop: Stop
     ) -> None:
-        self._trace, self._out, self._stream, self._stop = trace, out, stream, stop
+        self._trace, self._out, self._destination, self._stop = trace, out, destination, stop
         self._left = limits.count
         self._duration, self._interval = limits.duration, limits.interval
         self._told = Losses()
-        self._reader_gone = _watch(stream)
 
     def run(self) -> Losses:
-        """Print until it is time to stop; what was lost."""
-        try:
-            self._write(self._out.header())
+        """Print until it is time to stop, or the reader has gone; what was lost.
+
+        Raises TcpcoreError when the destination fails.
+        """
+        with suppress(BrokenPipeError):
+            self._destination.write(self._out.header())
             self._loop()
-            self._write(self._out.finish())
-        except BrokenPipeError:
-            _silence(self._stream)
+            self._destination.write(self._out.finish())
         self._tell_losses()
         return self._told
 
@@ -121,7 +123,7 @@ class _Printer:
             self._print(self._trace.read())
             now = time.monotonic()
             if now >= report and self._interval:
-                self._write(self._out.finish())
+                self._destination.write(self._out.finish())
                 report += self._interval
             if now >= look:
                 self._tell_losses()
@@ -129,30 +131,23 @@ class _Printer:
         self._print(self._trace.read(last=True))
 
     def _is_over(self, now: float, end: float) -> bool:
-        return self._stop.wanted or now >= end or self._left == 0 or self._reader_gone()
+        return self._stop.wanted or now >= end or self._left == 0 or self._destination.gone()
 
     def _print(self, records: list[Record]) -> None:
         if self._left is not None:
             records = records[: self._left]
             self._left -= len(records)
         if records:
-            self._write(self._out.rows(records))
-
-    def _write(self, text: str) -> None:
-        if text:
-            self._stream.write(text)
-            self._stream.flush()
+            self._destination.write(self._out.rows(records))
 
     def _tell_losses(self) -> None:
         losses = self._trace.losses()
         if losses == self._told:
             return
         self._told = losses
-        print(f"tcpcore: {describe(losses)}", file=sys.stderr)
-        try:
-            self._write(self._out.record("lost", asdict(losses)))
-        except BrokenPipeError:
-            _silence(self._stream)
+        tell(f"tcpcore: {describe(losses)}")
+        with suppress(BrokenPipeError):
+            self._destination.write(self._out.record("lost", asdict(losses)))
 
 
 def describe(losses: Losses) -> str:
@@ -171,36 +166,18 @@ def describe(losses: Losses) -> str:
 
 def _explain(trace: Trace) -> None:
     for refusal in trace.program.refusals:
-        print(f"refused: {refusal}", file=sys.stderr)
+        tell(f"refused: {refusal}")
     for absent in trace.program.absent:
-        print(f"not attached: {absent}", file=sys.stderr)
-    size = trace.program.rings["events"].size
-    print(f"ring per CPU: {size >> 10} KiB", file=sys.stderr)
-    print(f"attached: {trace.program.variant.name}", file=sys.stderr)
+        tell(f"not attached: {absent}")
+    tell(f"ring per CPU: {trace.program.rings['events'].size >> 10} KiB")
+    tell(f"attached: {trace.program.variant.name}")
 
 
 @contextmanager
-def _output(common: Common) -> Iterator[TextIO]:
+def _destination(tool: Tool, common: Common, stop: Stop) -> Iterator[Destination]:
     if common.output is None:
-        # Whatever the terminal's encoding lacks is escaped, not an error.
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        yield sys.stdout
+        yield standard_output()
         return
-    try:
-        with common.output.open("w", encoding="utf-8") as file:
-            yield file
-    except OSError as e:
-        raise TcpcoreError(f"--output: {common.output}: {e.strerror}") from None
-
-
-def _watch(stream: TextIO) -> Callable[[], bool]:
-    """Tells whether the reader of our pipe has gone: `| head` may get no further event."""
-    poll = select.poll()
-    poll.register(stream.fileno(), 0)
-    return lambda: any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _silence(stream: TextIO) -> None:
-    """The reader has gone: let the flush at exit go nowhere."""
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), stream.fileno())
+    secret = any(kind.secret for kind in fields.kinds(tool.event).values())
+    with output_file(common.output, secret, lambda: stop.wanted) as destination:
+        yield destination

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tcpcore import fields
 from tcpcore.net import FAMILIES, address_text
-from tcpcore.output import Records, csv_lines, json_line, table_lines
+from tcpcore.output import MOST_ROWS, OTHER, Records, csv_lines, json_line, table_lines
 
 Destination = tuple[int, bytes, int]  # family, address, port as in the record
 
@@ -55,6 +56,9 @@ def _three_digits(number: int) -> int:
 class Summary:
     """A writer that collects, and prints a line per destination when it is asked to finish.
 
+    Destinations that come when there are MOST_ROWS already share one line, so that a scan of the
+    whole Internet fills neither memory nor screen.
+
     style: "table", "json" or "csv".
     """
 
@@ -63,6 +67,7 @@ class Summary:
         self._tool, self._style = tool, style
         self._sources = [names.index(name) for name in wanted]
         self._destinations: dict[Destination, Distribution] = {}
+        self._others = Distribution()
         self._header = True
 
     def header(self) -> str:
@@ -72,15 +77,21 @@ class Summary:
         family, raddr, rport, latency, result = self._sources
         for record in records:
             key = (record[family], record[raddr], record[rport])
-            distribution = self._destinations.get(key)
-            if distribution is None:
-                distribution = self._destinations[key] = Distribution()
-            distribution.add(record[latency], record[result] != 0)
+            self._distribution(key).add(record[latency], record[result] != 0)
         return ""
+
+    def _distribution(self, key: Destination) -> Distribution:
+        found = self._destinations.get(key)
+        if found is None:
+            if len(self._destinations) >= MOST_ROWS:
+                return self._others
+            found = self._destinations[key] = Distribution()
+        return found
 
     def finish(self) -> str:
         rows = list(self._flows())
         self._destinations.clear()
+        self._others = Distribution()
         if self._style == "json":
             return "".join(self.record("flow", dict(zip(_FIELDS, r, strict=True))) for r in rows)
         if self._style == "csv":
@@ -89,12 +100,12 @@ class Summary:
         return table_lines(_COLUMNS, map(_cells, rows))
 
     def _flows(self) -> Iterator[tuple[Any, ...]]:
-        """The busiest destination first."""
+        """The busiest destination first, all others last."""
         ordered = sorted(self._destinations.items(), key=lambda item: (-item[1].count, item[0]))
         for (family, raddr, rport), d in ordered:
-            percentiles = map(d.percentile, (50, 90, 99))
-            where = FAMILIES.get(family, str(family)), address_text(raddr), rport
-            yield (*where, d.count, d.failed, *percentiles, d.max)
+            yield (FAMILIES.get(family, str(family)), address_text(raddr), rport, *_numbers(d))
+        if self._others.count:
+            yield (None, OTHER, None, *_numbers(self._others))
 
     def record(self, kind: str, content: dict[str, Any]) -> str:
         if self._style != "json":
@@ -102,5 +113,9 @@ class Summary:
         return json_line(self._tool, kind, content)
 
 
+def _numbers(d: Distribution) -> tuple[int, ...]:
+    return (d.count, d.failed, *map(d.percentile, (50, 90, 99)), d.max)
+
+
 def _cells(row: tuple[Any, ...]) -> list[str]:
-    return [*map(str, row[1:5]), *(f"{ns / 1e6:.2f}" for ns in row[5:])]
+    return [*map(fields.text, row[1:5]), *(f"{ns / 1e6:.2f}" for ns in row[5:])]

@@ -23,6 +23,10 @@ class Derive(Protocol):
     def lost(self) -> int: ...
 
 
+Examples = tuple[tuple[str, str], ...]
+"""At the end of a tool's help: its name with arguments, and what that does."""
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of the text table.

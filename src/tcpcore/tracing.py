@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
-from tcpcore import fields, privilege
+from tcpcore import clock, fields, privilege
 from tcpcore.errors import LibbpfError, UnsupportedError
 from tcpcore.filters import Filters
 from tcpcore.loader import Attached, RingSize, Settings, attached
@@ -114,7 +114,7 @@ class Trace:
         self._held = self._sweep(self._held)
         if last:
             self._sweep(self._tool.pending)
-        horizon = time.monotonic_ns() - SLACK_NS
+        horizon = clock.monotonic_ns() - SLACK_NS
         batch = self._buffer.take(self._layout)
         self._lost += batch.lost
         self._malformed += batch.malformed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import subprocess
 from pathlib import Path
@@ -9,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import tcpcore
+from tcpcore import cli
 from tcpcore.cli import _wanted
-from tests.unit.samples import TOOLS, python, tcpcore_command
+from tests.unit.samples import TOOLS, child, python, tcpcore_command
 
 # Root gives up its capabilities; the files stay readable, wherever they are.
 UNPRIVILEGED = """
@@ -53,12 +56,74 @@ def test_help_of_every_tool(name: str) -> None:
         assert re.search(rf"(^|[\s,|]){re.escape(option)}([\s,|]|$)", done.stdout), option
 
 
+def help_of(*arguments: str, columns: int = 80) -> list[str]:
+    """The lines of a help text, whatever this test runs in."""
+    plain = {"COLUMNS": str(columns), "GITHUB_ACTIONS": "", "FORCE_COLOR": "", "PY_COLORS": ""}
+    done = child("-m", "tcpcore", *arguments, "--help", PYTHONUTF8="1", **plain)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    return done.stdout.splitlines()
+
+
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_help_lists_every_tool(option: str) -> None:
     done = tcpcore_command(option)
     assert (done.returncode, done.stderr) == (0, "")
     for name in TOOLS:
-        assert re.search(rf"^\s*{name} ", done.stdout, re.MULTILINE)
+        assert re.search(rf"^\W*{name} ", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_has_whole_sentences(columns: int) -> None:
+    lines = help_of(columns=columns)
+    text = " ".join(" ".join(lines).replace("│", " ").split())
+    for name in TOOLS:
+        whole = inspect.getdoc(importlib.import_module(f"tcpcore.tools.{name}")) or ""
+        first = " ".join(whole.split("\n\n")[0].split())
+        assert first.endswith(".") and f"{name} {first}" in text
+    assert "..." not in text.replace("[ARGS]...", "") and max(map(len, lines)) <= columns
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_help_of_a_tool_is_in_groups_and_ends_with_examples(name: str) -> None:
+    lines = help_of(name)
+    groups = [line.strip("╭─╮ ") for line in lines if line.startswith("╭")]
+    assert [g for g in groups if g not in ("Arguments", "Options")] == [
+        "Who", "Where", "Output", "When", "Machinery",
+    ]  # fmt: skip
+    start = lines.index(next(line for line in lines if line.strip() == "Examples:"))
+    examples = [line.strip() for line in lines[start + 1 :] if line.strip()]
+    assert len(examples) == 3 and all(line.startswith(f"tcpcore {name}") for line in examples)
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_the_examples_make_sense(name: str) -> None:
+    """They fail for want of privilege, not of meaning."""
+    module = importlib.import_module(f"tcpcore.tools.{name}")
+    for arguments, _ in module.EXAMPLES:
+        assert arguments.split()[0] == name
+        one_line(unprivileged(*arguments.split()), 4)
+
+
+@pytest.mark.parametrize(("words", "offers"), [("co", "connect"), ("connlat --summ", "--summary")])
+def test_completion(words: str, offers: str) -> None:
+    environment = {
+        "_TCPCORE_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"tcpcore {words}",
+        "COMP_CWORD": str(len(words.split())),
+    }
+    done = child("-m", "tcpcore", **environment)
+    assert (done.returncode, done.stderr) == (0, "") and offers in done.stdout.split()
+
+
+@pytest.mark.parametrize(("given", "code"), [(1, 1), (None, 0)])
+def test_the_exit_code_of_what_typer_does_itself(
+    monkeypatch: pytest.MonkeyPatch, given: int | None, code: int
+) -> None:
+    """Completion for a shell that it does not know is a failure."""
+    monkeypatch.setattr(cli, "application", lambda wanted: lambda *words, **options: given)
+    assert cli._run(["--install-completion"]) == code
 
 
 def test_no_arguments_print_help() -> None:
@@ -141,22 +206,23 @@ SHOW_MODULES = "\nimport sys; print(*sys.modules, file=sys.stderr)"
 def test_import_tcpcore_alone_loads_nothing() -> None:
     loaded = python("import tcpcore" + SHOW_MODULES).stderr.split()
     assert not [name for name in loaded if name.startswith("tcpcore.")]
-    assert not {"rich", "asyncio", "typer", "ctypes", "elftools"} & set(loaded)
+    assert not {"rich", "asyncio", "typer", "ctypes", "elftools", "typing"} & set(loaded)
 
 
 def test_starting_a_tool_loads_nothing_heavy() -> None:
     code = (
         "import atexit, sys\n"
         "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
-        "sys.argv = ['tcpcore', 'connlat', '--help']\n"
+        "sys.argv = ['tcpcore', 'connlat', '--map-size', '0']\n"
         "from tcpcore.cli import main\n"
         "main()\n"
     )
     done = python(code)
-    assert "--min-ms" in done.stdout or "MIN_MS" in done.stdout
+    assert done.returncode == 2 and "--map-size: '0'" in done.stderr
     loaded = set(done.stderr.split())
     assert "tcpcore.tools.connlat" in loaded
-    assert not {"rich", "asyncio", "tcpcore.tools.states", "tcpcore.containers"} & loaded
+    heavy = {"rich.console", "typer.rich_utils", "asyncio", "pydantic"}
+    assert not {*heavy, "tcpcore.tools.states", "tcpcore.containers"} & loaded
 
 
 def test_an_unknown_attribute_of_the_package() -> None:
@@ -166,12 +232,16 @@ def test_an_unknown_attribute_of_the_package() -> None:
 
 def test_a_tools_own_name_for_an_option_wins() -> None:
     """connect counts with --count; to stop after so many events is -n there."""
-    text = tcpcore_command("connect", "--help").stdout
-    assert re.search(r"-c, --count +Count per source", text)
-    assert re.search(r"-n N +Stop after N events", text)
-    text = tcpcore_command("accept", "--help").stdout
-    assert re.search(r"-n, --count N +Stop after N events", text)
+    text = "\n".join(help_of("connect"))
+    assert re.search(r"--count +-c +Count per source", text)
+    assert re.search(r"│ +-n +N +Stop after N events", text)
+    text = "\n".join(help_of("accept"))
+    assert re.search(r"│ --count +-n +N +Stop after N events", text)
 
 
 def test_names_and_counts_do_not_go_together() -> None:
     assert "--count and --dns" in one_line(unprivileged("connect", "-c", "--dns"), 2)
+
+
+def test_what_is_counted_in_the_kernel_does_not_end_at_a_number() -> None:
+    assert "tcpcore: -n: --count counts in the" in one_line(unprivileged("connect", "-cn2"), 2)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 pytest.importorskip("dnslib")
 from dnslib import AAAA, CNAME, EDNS0, QTYPE, RR, A, DNSHeader, DNSQuestion, DNSRecord
 
-from tcpcore import dns
+from tcpcore import clock, dns
 from tcpcore.dns import Names, Packets
 from tcpcore.errors import PrivilegeError, TcpcoreError, UsageError
 from tcpcore.output import Csv, Json, Table
@@ -784,8 +784,8 @@ OFFSET = 1_700_000_000 * SECOND  # what CLOCK_REALTIME has more than CLOCK_MONOT
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """CLOCK_MONOTONIC stands at 50 s."""
-    now = {"monotonic_ns": lambda: 50 * SECOND, "time_ns": lambda: OFFSET + 50 * SECOND}
-    monkeypatch.setattr(dns, "time", SimpleNamespace(**now))
+    monkeypatch.setattr(clock, "monotonic_ns", lambda: 50 * SECOND)
+    monkeypatch.setattr(dns, "time", SimpleNamespace(time_ns=lambda: OFFSET + 50 * SECOND))
 
 
 @contextmanager

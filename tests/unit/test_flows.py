@@ -6,13 +6,14 @@ import csv
 import io
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import pytest
 
 from tcpcore.flows import COUNT, FLOW, Flows
 from tcpcore.loader.map import Map
+from tcpcore.output import MOST_ROWS
 from tests.unit.samples import ARCHITECTURES, address, object_file
 
 HERE, THERE, LOOP = address("192.0.2.1"), address("198.51.100.7"), address("::1")
@@ -28,8 +29,14 @@ class Counters(dict[bytes, bytes]):
         self[key] = COUNT.pack(connects + times, failed + more.get("failed", 0))
 
 
-def flows(counters: Counters, style: str, lports: bool = False, wide: bool = False) -> Flows:
-    return Flows("connect", cast(Map, counters), style, lports, wide)
+def flows(
+    counters: Counters,
+    style: str,
+    lports: bool = False,
+    wide: bool = False,
+    others: Callable[[], Sequence[int]] = lambda: (0, 0),
+) -> Flows:
+    return Flows("connect", cast(Map, counters), others, style, lports, wide)
 
 
 @pytest.fixture
@@ -98,6 +105,35 @@ def test_local_ports_tell_flows_apart() -> None:
         counters.count(HERE, THERE, 80, 1, lport=lport)
     lines = flows(counters, "table", lports=True, wide=True).finish().splitlines()
     assert [line.split()[2] for line in lines] == ["LPORT", "0", "40001", "40002"]
+
+
+def test_a_report_is_not_endless() -> None:
+    """Rows beyond the most of all are added up."""
+    counters = Counters()
+    for lport in range(MOST_ROWS + 2):
+        counters.count(HERE, THERE, 80, 3 if lport == 5 else 2, lport=lport + 1, failed=1)
+    *lines, other = flows(counters, "table", lports=True).finish().splitlines()
+    assert len(lines) == 1 + MOST_ROWS and lines[1].split()[2:] == ["6", "80", "3", "1"]
+    assert other.split() == ["-", "other", "0", "0", "4", "2"]
+
+
+def test_what_the_map_has_no_room_for_is_a_row(counters: Counters) -> None:
+    full = [4, 1]
+    writer = flows(counters, "json", others=lambda: full)
+    other = json.loads(writer.finish().splitlines()[-1])
+    assert (other["raddr"], other["rport"], other["netns"]) == ("other", None, None)
+    assert (other["connects"], other["failed"]) == (4, 1)
+    assert writer.finish() == ""
+    full = [9, 1]
+    (line,) = writer.finish().splitlines()
+    assert (json.loads(line)["connects"], json.loads(line)["failed"]) == (5, 0)
+    text = flows(counters, "csv", others=lambda: full).finish()
+    assert text.splitlines()[-1] == ",,,,other,,9,1"
+
+
+def test_the_counters_of_the_others_exist(architecture: str) -> None:
+    counters = object_file("connect", architecture).variables(".bss")
+    assert counters["other_connects"].size == counters["other_failed"].size == 8
 
 
 def test_a_flow_that_goes_meanwhile_is_passed_over(counters: Counters) -> None:

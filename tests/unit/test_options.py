@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,23 @@ def test_bad_map_sizes(text: str) -> None:
 @pytest.mark.parametrize("path", [".", "absent", "/absent/vmlinux", "x" * 300])
 def test_bad_btf_files(path: str) -> None:
     refused(Common(btf=Path(path)).machinery, "--btf", path)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "free_kb", "fits"),
+    [(1, 4096, True), (1, 4095, False), (4, 16384, True), (5, 16384, False)],
+)
+def test_rings_take_a_quarter_of_the_free_memory_at_most(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, free_kb: int, fits: bool
+) -> None:
+    said = f"MemTotal: 99999999 kB\nMemFree: 1 kB\nMemAvailable:   {free_kb} kB\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: said)
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    if fits:
+        assert Common(buffer="1M").machinery().buffer == 1 << 20
+    else:
+        says = f"{cpus} MiB on all CPUs, {free_kb >> 10} MiB are free"
+        refused(Common(buffer="1M").machinery, "--buffer", says)
 
 
 def test_machinery(tmp_path: Path) -> None:

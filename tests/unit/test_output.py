@@ -8,12 +8,13 @@ import json
 import re
 import time
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tcpcore import clock
-from tcpcore.output import Csv, Json, Table, table_lines
+from tcpcore import clock, fields
+from tcpcore.output import Csv, Json, Table, csv_lines, table_lines
 from tcpcore.tool import Tool
 from tests.unit.samples import TOOLS, address, comm, event, tool
 
@@ -137,6 +138,36 @@ def test_unknown_is_null_in_json_empty_in_csv_and_a_dash_in_text(each: Tool) -> 
     assert Table(each, False, False, False).rows(record).split().count("-") >= 2
 
 
+@pytest.mark.parametrize("name", [b"=1+1", b"+1", b"-1", b"@sum", b'="a"&"b"'])
+def test_csv_brings_no_formula_into_a_spreadsheet(each: Tool, name: bytes) -> None:
+    text = Csv(each).header() + Csv(each).rows([event(each, comm=comm(name), uid=7)])
+    (row,) = csv.DictReader(io.StringIO(text))
+    assert (row["comm"], row["uid"]) == ("'" + name.decode(), "7")
+    assert json.loads(Json(each).rows([event(each, comm=comm(name))]))["comm"] == name.decode()
+
+
+def test_a_name_that_was_asked_for_is_no_formula_either() -> None:
+    connect = tool("connect")
+    (row,) = csv.DictReader(
+        io.StringIO(Csv(connect).header() + Csv(connect).rows([event(connect, query="@evil")]))
+    )
+    assert row["query"] == "'@evil"
+
+
+def test_csv_lines_keep_numbers() -> None:
+    assert csv_lines([("\tx", -1, None, "a-b")]) == "'\tx,-1,,a-b\n"
+
+
+def test_csv_of_unknown_numbers() -> None:
+    life = tool("life")
+    unknown = event(
+        life, duration_ns=fields.UNKNOWN_NS, rtt_min_us=fields.UNKNOWN_US, srtt_us=0, tx_bytes=0
+    )
+    (row,) = csv.DictReader(io.StringIO(Csv(life).header() + Csv(life).rows([unknown])))
+    assert (row["duration_ns"], row["rtt_min_us"], row["srtt_us"]) == ("", "", "")
+    assert row["tx_bytes"] == "0"
+
+
 def test_csv_and_json_say_the_same(each: Tool) -> None:
     records = [event(each), event(each, uid=0, rport=80)]
     objects = [json.loads(line) for line in Json(each).rows(records).splitlines()]
@@ -173,6 +204,33 @@ def test_the_clock_keeps_each_nanosecond(each: Tool, monkeypatch: pytest.MonkeyP
         "2023-11-14T22:13:20.999999999Z",
         "2023-11-14T22:13:21.000000000Z",
     ]
+
+
+@pytest.mark.parametrize(
+    ("inode", "offsets", "ahead"),
+    [
+        (0xEFFFFFFA, "monotonic 100 5\nboottime 0 0\n", 0),  # those of its children
+        (4026532177, "monotonic           100         5\nboottime 7 8\n", 100_000_000_005),
+        (4026532177, "monotonic -100 999999999\nboottime 7 8\n", -99_000_000_001),
+        (None, "", 0),
+    ],
+)
+def test_a_time_namespace_is_not_the_clock_of_bpf(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, inode: int | None, offsets: str, ahead: int
+) -> None:
+    file = tmp_path / "timens_offsets"
+    if inode:
+        file.write_text(offsets)
+    monkeypatch.setattr(clock, "_namespace", lambda: inode)
+    monkeypatch.setattr(clock, "_OFFSETS", file)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 10**12)
+    monkeypatch.setattr(time, "time_ns", lambda: 2 * 10**12)
+    clock._ahead.cache_clear()
+    try:
+        assert clock.monotonic_ns() == 10**12 - ahead
+        assert clock.rfc3339([10**12 - ahead]) == ["1970-01-01T00:33:20.000000000Z"]
+    finally:
+        clock._ahead.cache_clear()
 
 
 def test_text_stamps(each: Tool) -> None:

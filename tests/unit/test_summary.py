@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tcpcore.output import MOST_ROWS
 from tcpcore.summary import Distribution, Summary
 from tests.unit.samples import address, event, tool
 
@@ -77,3 +78,32 @@ def test_each_report_begins_anew() -> None:
     assert writer.finish() == ""
     writer.rows(RECORDS[:1])
     assert json.loads(writer.finish())["count"] == 1
+
+
+def scan(destinations: int) -> list[tuple[Any, ...]]:
+    """A connect each, to ports and addresses in turn."""
+    return [
+        event(CONNLAT, raddr=address(f"10.0.{i >> 8}.{i & 255}"), latency_ns=i + 1, result=i & 1)
+        for i in range(destinations)
+    ]
+
+
+def test_more_destinations_than_anybody_reads_share_a_row() -> None:
+    writer = summary("json", scan(MOST_ROWS))
+    writer.rows(scan(MOST_ROWS + 3) + scan(1))
+    *flows, other = [json.loads(line) for line in writer.finish().splitlines()]
+    assert len(flows) == MOST_ROWS and {flow["count"] for flow in flows} == {2, 3}
+    del other["type"], other["tool"], other["time"]
+    assert other == {
+        "family": None, "raddr": "other", "rport": None, "count": 3, "failed": 1,
+        "p50_ns": 4099, "p90_ns": 4099, "p99_ns": 4099, "max_ns": 4099,
+    }  # fmt: skip
+    writer.rows(scan(3))
+    assert len(writer.finish().splitlines()) == 3
+
+
+def test_the_row_of_the_others_in_text_and_csv() -> None:
+    for style, row in (("table", "other           -     2"), ("csv", ",other,,2,")):
+        text = summary(style, scan(MOST_ROWS + 2)).finish()
+        assert text.splitlines()[-1].startswith(row)
+        assert len(text.splitlines()) == 1 + MOST_ROWS + 1

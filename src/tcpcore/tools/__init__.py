@@ -1,4 +1,4 @@
-"""One module per tool: TOOL (what it is), tool() (with its own options), command()."""
+"""One module per tool: TOOL (what it is), EXAMPLES, tool() (with its own options), command()."""
 
 from __future__ import annotations
 

@@ -67,6 +67,12 @@ TOOL = Tool(
     sockets=("sockets",),
 )
 
+EXAMPLES = (
+    ("accept -L 443", "accepted on port 443"),
+    ("accept --comm nginx --json", "by nginx, a JSON object a line"),
+    ("accept --raddr 10.0.0.0/8 -d 60", "from this network, for a minute"),
+)
+
 
 def tool() -> Tool:
     """accept has no options of its own."""

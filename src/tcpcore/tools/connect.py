@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import typer
@@ -106,6 +107,12 @@ TOOL = Tool(
     derive=lambda: nullcontext(_Nameless()),
 )
 
+EXAMPLES = (
+    ("connect -p 4711 --wide", "by one process, with more columns"),
+    ("connect -c -i 10", "counts per destination, every ten seconds"),
+    ("connect --dns -D 443", "to port 443, with the names asked for"),
+)
+
 
 def tool(dns: bool = False) -> Tool:
     """dns: tell the names that were asked for."""
@@ -143,6 +150,8 @@ def command(
     if by_flow:
         if dns:
             raise UsageError("--count and --dns: one of them")
+        if common.count is not None:
+            raise UsageError("-n: --count counts in the kernel, where no number ends it; -d does")
         stream(_counting(show_lport), common, _flows(common, show_lport))
         return
     chosen = tool(dns)
@@ -157,4 +166,10 @@ def _flows(common: Common, lports: bool) -> Callable[[Trace], Writer]:
     from tcpcore.flows import Flows
 
     chosen = style(common)
-    return lambda trace: Flows(TOOL.name, trace.program.map("flows"), chosen, lports, common.wide)
+
+    def flows(trace: Trace) -> Writer:
+        program = trace.program
+        others = partial(program.counters, "other_connects", "other_failed")
+        return Flows(TOOL.name, program.map("flows"), others, chosen, lports, common.wide)
+
+    return flows

@@ -71,6 +71,12 @@ TOOL = Tool(
     sockets=("starts",),
 )
 
+EXAMPLES = (
+    ("connlat 10", "those that took 10 ms or more"),
+    ("connlat --failed --raddr 10.0.0.0/8", "those that failed, to a network"),
+    ("connlat --summary -i 60", "percentiles, every minute"),
+)
+
 
 def tool(min_ms: float = 0, failed: bool = False) -> Tool:
     """min_ms: only connects that took so many milliseconds. failed: only those that failed."""

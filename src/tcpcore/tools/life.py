@@ -77,6 +77,12 @@ TOOL = Tool(
     sockets=("sockets",),
 )
 
+EXAMPLES = (
+    ("life --comm curl --wide", "of curl, with round-trip times"),
+    ("life --all --open", "older ones too, and those still open"),
+    ("life -L 443 --csv -o life.csv", "of a server, into a file"),
+)
+
 
 def tool(all: bool = False, open: bool = False) -> Tool:
     """all: sessions older than the trace, too. open: at the end, those that are open still."""

@@ -66,6 +66,12 @@ TOOL = Tool(
     held=Sweep(map="held", section="raw_tp"),
 )
 
+EXAMPLES = (
+    ("states -p 4711 -T", "of one process, with the time of day"),
+    ("states -D 5432 --wide", "to port 5432, with room for IPv6"),
+    ("states --json -n 100", "the next hundred, a JSON object a line"),
+)
+
 
 def tool() -> Tool:
     """states has no options of its own."""

@@ -66,6 +66,12 @@ TOOL = Tool(
     sockets=("sockets",),
 )
 
+EXAMPLES = (
+    ("tracer -t", "everything, and seconds since start"),
+    ("tracer -u 33 --raddr 10.0.0.0/8", "one user's, to and from a network"),
+    ("tracer -6 --show-netns", "IPv6, with the network namespace"),
+)
+
 
 def tool() -> Tool:
     """tracer has no options of its own."""
