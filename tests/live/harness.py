@@ -30,7 +30,8 @@ for _name in tools.names():
     importlib.import_module(f"tcpcore.tools.{_name}")
 
 TCPCORE = [sys.executable, "-m", "tcpcore"]
-PATIENCE = 60.0  # seconds; an emulated machine is slow
+# Seconds; an emulated machine is slow. Mutation testing is in a hurry.
+PATIENCE = float(os.environ.get("TCPCORE_TEST_PATIENCE", "60"))
 CLONE_NEWNS = 0x00020000  # include/uapi/linux/sched.h
 Event = dict[str, Any]
 
