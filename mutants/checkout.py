@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ ISOLATED = (
     "sh",
 )
 AS_ROOT = os.geteuid() == 0
-running: set[subprocess.Popen[str]] = set()
+running: set[subprocess.Popen[bytes]] = set()
 
 
 @dataclass(frozen=True)
@@ -91,27 +92,31 @@ class Checkout:
 
     def test(self, path: str, timeout: float | None = None) -> str:
         """The test that fails with this file mutated; empty if all pass."""
-        child = subprocess.Popen(
-            [*(ISOLATED if AS_ROOT else ()), *PYTEST, *order(self.root, path)],
-            cwd=self.root,
-            env=self._environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        running.add(child)
-        try:
-            said, _ = child.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            return "a test that does not end"
-        finally:
-            running.discard(child)
-            _end(child)
-        if child.returncode == 0:
+        # Into a file: an orphan that a test left would keep a pipe open.
+        with tempfile.TemporaryFile("w+") as said:
+            child = subprocess.Popen(
+                [*(ISOLATED if AS_ROOT else ()), *PYTEST, *order(self.root, path)],
+                cwd=self.root,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            running.add(child)
+            try:
+                code = child.wait(timeout)
+            except subprocess.TimeoutExpired:
+                return "a test that does not end"
+            finally:
+                running.discard(child)
+                _end(child)
+            said.seek(0)
+            text = said.read()
+        if code == 0:
             return ""
-        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
-        return failed[0] if failed else f"pytest, exit code {child.returncode}: {said[-300:]}"
+        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
+        return failed[0] if failed else f"pytest, exit code {code}: {text[-300:]}"
 
     def _environment(self) -> dict[str, str]:
         mine = {"PYTHONPATH": str(self.root / "src"), "TCPCORE_TEST_PATIENCE": "20"}
@@ -131,7 +136,7 @@ def stop() -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def _end(child: subprocess.Popen[str]) -> None:
+def _end(child: subprocess.Popen[bytes]) -> None:
     """It, what it started, and the cgroups that tests name after it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)

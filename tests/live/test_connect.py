@@ -298,15 +298,16 @@ def in_syn_sent(client: socket.socket) -> bool:
     return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\2"
 
 
-@pytest.mark.parametrize("restarts", [False, True])
-def test_a_signal_during_connect_is_no_result(attach: str, restarts: bool, net: Net) -> None:
-    """The call returns, or begins again, and the connect goes on."""
+@pytest.mark.parametrize("what", ["returns", "restarts", "has a timeout"])
+def test_a_signal_during_connect_is_no_result(attach: str, what: str, net: Net) -> None:
+    """The call returns, or begins again, and the connect goes on. With a timeout (SO_SNDTIMEO) the
+    kernel, too, says EINTR, else ERESTARTSYS (include/net/sock.h, sock_intr_errno)."""
     here = net[0]
     heard, say = socket.socketpair()
 
     def act() -> None:
         signal.signal(signal.SIGUSR1, lambda *_: None)
-        signal.siginterrupt(signal.SIGUSR1, not restarts)
+        signal.siginterrupt(signal.SIGUSR1, what != "restarts")
         signal.set_wakeup_fd(say.fileno(), warn_on_full_buffer=False)
         address = struct.pack("=H", socket.AF_INET) + struct.pack("!H", 1008)
         address += socket.inet_aton(here.nobody) + bytes(8)
@@ -320,6 +321,8 @@ def test_a_signal_during_connect_is_no_result(attach: str, restarts: bool, net: 
         socket.socket() as blocking,
     ):
         say.setblocking(False)
+        if what == "has a timeout":
+            blocking.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 300, 0))
         child = harness.fork(act)
         harness.until(lambda: in_syn_sent(blocking))
         os.kill(child, signal.SIGUSR1)

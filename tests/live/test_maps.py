@@ -62,6 +62,20 @@ def test_no_entry_outlives_its_socket(
         assert bool(running.events()) != bool(unwanted)
 
 
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_a_filter_rejects_has_no_entry(attach: str, tool: str, net: Net) -> None:
+    """Not even while it is open, once its addresses and ports are known."""
+    here = net[0]
+    # By its process: the host's other sockets have no entries that would be in the way.
+    mine = ("--attach", attach, "--netns", here.name, "-p", str(os.getpid()), "--rport", "1")
+    with tracer(tool, "--json", *mine) as running, here.entered(), harness.pair():
+        harness.until(lambda: not running.entries())
+        with harness.pair("::1") as (_, accepted):
+            harness.reset(accepted)
+            harness.until(lambda: not running.entries())
+        assert running.events() == []
+
+
 def test_entries_are_found(net: Net) -> None:
     """Of a socket that still lives: the test above looks at the right thing."""
     here = net[0]

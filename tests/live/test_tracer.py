@@ -195,6 +195,17 @@ def test_never_accepted_by_any_user(attach: str, uid: int) -> None:
         assert ends(events, lport, port) == (expected, [])
 
 
+def test_never_accepted_and_older_than_the_trace(attach: str) -> None:
+    with harness.listener() as server:
+        client = harness.connect(*server.getsockname())
+        lport, port = ports(client)
+        with tracer("tracer", "--json", "--attach", attach) as running:
+            harness.reset(client)
+            events = running.events()
+    _, server_end = ends(events, lport, port)
+    assert server_end == []
+
+
 def test_a_child_closes_last(attach: str) -> None:
     """The parent's close() ends nothing; the child's does, and so it is the child's."""
 
