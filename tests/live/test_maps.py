@@ -68,12 +68,27 @@ def test_what_a_filter_rejects_has_no_entry(attach: str, tool: str, net: Net) ->
     here = net[0]
     # By its process: the host's other sockets have no entries that would be in the way.
     mine = ("--attach", attach, "--netns", here.name, "-p", str(os.getpid()), "--rport", "1")
+    with (
+        tracer(tool, "--json", *mine) as running,
+        here.entered(),
+        harness.pair() as (_, accepted),
+        harness.listener("::1") as server,
+        harness.connect("::1", server.getsockname()[1]),  # nobody accepts it
+    ):
+        harness.until(lambda: not running.entries())
+        harness.reset(accepted)
+        harness.until(lambda: not running.entries())
+        assert running.events() == []
+
+
+@pytest.mark.parametrize("tool", ["accept", "connect", "connlat"])
+def test_what_is_answered_or_accepted_has_no_entry(attach: str, tool: str, net: Net) -> None:
+    """All was told of it: it needs no place while it lives."""
+    here = net[0]
+    mine = ("--attach", attach, "--netns", here.name, "-p", str(os.getpid()))
     with tracer(tool, "--json", *mine) as running, here.entered(), harness.pair():
         harness.until(lambda: not running.entries())
-        with harness.pair("::1") as (_, accepted):
-            harness.reset(accepted)
-            harness.until(lambda: not running.entries())
-        assert running.events() == []
+        assert len(running.events()) == 1
 
 
 def test_entries_are_found(net: Net) -> None:
