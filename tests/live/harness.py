@@ -76,19 +76,20 @@ class Tracer:
     def entries(self) -> set[Entry]:
         """What it keeps by socket or by thread: in hash maps with keys of 8 bytes."""
         found = set()
-        for number in self._maps():
-            about = json.loads(sh(f"bpftool -j map show id {number}"))
-            name, kind = about["name"], about["type"]
-            if kind == "hash" and about["bytes_key"] == 8 and not name.startswith("target_"):
+        mine = self._maps()
+        for about in json.loads(sh("bpftool -j map show")):
+            name, number = about.get("name", ""), about["id"]
+            is_kept = about["type"] == "hash" and about["bytes_key"] == 8
+            if number in mine and is_kept and not name.startswith("target_"):
                 rows = json.loads(sh(f"bpftool -j map dump id {number}"))
                 found |= {(name, *("".join(row[x]) for x in ("key", "value"))) for row in rows}
         return found
 
-    def _maps(self) -> set[str]:
+    def _maps(self) -> set[int]:
         """The ids of its maps (proc(5), fdinfo)."""
         folder = Path(f"/proc/{self.pid}/fdinfo")
         told = "".join(each.read_text() for each in folder.iterdir())
-        return set(re.findall(r"^map_id:\s+(\d+)$", told, re.MULTILINE))
+        return {int(x) for x in re.findall(r"^map_id:\s+(\d+)$", told, re.MULTILINE)}
 
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
