@@ -111,6 +111,9 @@ class _Essence(ast.NodeTransformer):
         """Without docstrings."""
         return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
 
+    def visit_Pass(self, node: ast.Pass) -> None:
+        """As little as a docstring, in whose place a mutant may have it."""
+
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         is_prose = isinstance(node.value, str) and PROSE.search(node.value)
         return ast.Constant("prose") if is_prose else node

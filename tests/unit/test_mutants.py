@@ -25,6 +25,7 @@ def option(wide: Annotated[bool, print("--wide", "More columns.")] = False) -> i
     ("text", "other"),
     [
         ("A docstring", "Another"),
+        ('"""A docstring."""', "pass"),
         ("list[str]", "list[int]"),
         ("More columns", "Less columns"),
         ("-> int", "-> str"),
