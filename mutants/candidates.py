@@ -111,6 +111,10 @@ class _Essence(ast.NodeTransformer):
         """Without docstrings."""
         return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
 
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        """Without what hints alone need; where more needs it, the import fails anyway."""
+        return None if node.module in ("typing", "collections.abc") else node
+
     def visit_Pass(self, node: ast.Pass) -> None:
         """As little as a docstring, in whose place a mutant may have it."""
 

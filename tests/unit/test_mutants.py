@@ -26,6 +26,7 @@ def option(wide: Annotated[bool, print("--wide", "More columns.")] = False) -> i
     [
         ("A docstring", "Another"),
         ('"""A docstring."""', "pass"),
+        ("from typing import Annotated, NamedTuple, cast", "pass"),
         ("list[str]", "list[int]"),
         ("More columns", "Less columns"),
         ("-> int", "-> str"),
