@@ -40,7 +40,7 @@ SUDO = $(if $(filter 0,$(shell id -u)),,$(if $(shell command -v sudo),sudo $(if 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-rootless lint format bench bpf wheel sdist clean \
+.PHONY: help demo test test-rootless lint format bench mutants bpf wheel sdist clean \
 	setup setup-lint setup-test workflows
 
 help: ## Print this list
@@ -72,6 +72,9 @@ format: setup-lint ## Bring all sources into format
 
 bench: setup-test ## Measure what tracing costs
 	$(Q)$(BIN)/python -m bench $(ARGS)
+
+mutants: setup-test $(VENV)/.ready-mutants ## Which small changes no test notices (ARGS="--sample 60")
+	$(Q)$(if $(SUDO),$(SUDO) -E )$(BIN)/python $(if $(SUDO),-B )-m mutants $(ARGS)
 
 bpf: $(OBJECTS) ## Compile the BPF objects for x86 and arm64
 	$(if $(STALE),@rm -f $(STALE),@:)
@@ -123,6 +126,11 @@ $(VENV)/.ready: pyproject.toml | bpf
 $(VENV)/.ready-dev: $(VENV)/.ready
 	@echo >&2 "tcpcore: adding the development tools to $(VENV)"
 	$(Q)$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(Q)touch $@
+
+$(VENV)/.ready-mutants: $(VENV)/.ready-dev
+	@echo >&2 "tcpcore: adding the tool that mutates to $(VENV)"
+	$(Q)$(BIN)/python -m pip install --quiet --editable '.[mutants]'
 	$(Q)touch $@
 
 # $(call compile,ARCH). The DWARF goes, a third of an object; the BTF stays.

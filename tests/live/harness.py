@@ -9,6 +9,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import stat
@@ -30,9 +31,12 @@ for _name in tools.names():
     importlib.import_module(f"tcpcore.tools.{_name}")
 
 TCPCORE = [sys.executable, "-m", "tcpcore"]
-PATIENCE = 60.0  # seconds; an emulated machine is slow
+# Seconds; an emulated machine is slow. Mutation testing is in a hurry.
+PATIENCE = float(os.environ.get("TCPCORE_TEST_PATIENCE", "60"))
 CLONE_NEWNS = 0x00020000  # include/uapi/linux/sched.h
+PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 Event = dict[str, Any]
+Entry = tuple[str, str, str]  # of a map: the map's name, key, value
 
 
 class Tracer:
@@ -47,7 +51,9 @@ class Tracer:
         with warnings.catch_warnings():  # our threads only read pipes
             warnings.simplefilter("ignore", DeprecationWarning)
             context = multiprocessing.get_context("fork")
-            self.process = context.Process(target=_main, args=(arguments, hide, out_end, err_end))
+            self.process = context.Process(
+                target=_main, args=(os.getpid(), arguments, hide, out_end, err_end)
+            )
             self.process.start()
         os.close(out_end)
         os.close(err_end)
@@ -66,6 +72,24 @@ class Tracer:
     @property
     def variant(self) -> str:
         return next(x for x in self.err.lines if x.startswith("attached: ")).split()[1]
+
+    def entries(self) -> set[Entry]:
+        """What it keeps by socket or by thread: in hash maps with keys of 8 bytes."""
+        found = set()
+        mine = self._maps()
+        for about in json.loads(sh("bpftool -j map show")):
+            name, number = about.get("name", ""), about["id"]
+            is_kept = about["type"] == "hash" and about["bytes_key"] == 8
+            if number in mine and is_kept and not name.startswith("target_"):
+                rows = json.loads(sh(f"bpftool -j map dump id {number}"))
+                found |= {(name, *("".join(row[x]) for x in ("key", "value"))) for row in rows}
+        return found
+
+    def _maps(self) -> set[int]:
+        """The ids of its maps (proc(5), fdinfo)."""
+        folder = Path(f"/proc/{self.pid}/fdinfo")
+        told = "".join(each.read_text() for each in folder.iterdir())
+        return {int(x) for x in re.findall(r"^map_id:\s+(\d+)$", told, re.MULTILINE)}
 
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -99,7 +123,16 @@ class Tracer:
         return found
 
 
-def _main(arguments: Sequence[str], hide: Sequence[str], out: int, err: int) -> None:
+def until(done: Callable[[], object]) -> None:
+    """Wait for what the kernel tells nobody."""
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.005)
+
+
+def _main(parent: int, arguments: Sequence[str], hide: Sequence[str], out: int, err: int) -> None:
+    _end_with_parent(parent)
     _close_sockets()
     os.dup2(out, 1)
     os.dup2(err, 2)
@@ -111,6 +144,13 @@ def _main(arguments: Sequence[str], hide: Sequence[str], out: int, err: int) -> 
     for folder in filter(os.path.isdir, hide):
         sh(f"mount -t tmpfs none {folder}")
     cli.main()
+
+
+def _end_with_parent(parent: int) -> None:
+    """A test that is killed leaves nothing behind that runs."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before
+        os._exit(1)
 
 
 def _close_sockets() -> None:
@@ -232,11 +272,12 @@ def fork(act: Callable[[], object]) -> int:
     """A child that does this and exits at once, with what it has open; its pid, for reap()."""
     with warnings.catch_warnings():  # our threads only read pipes
         warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
+        parent, pid = os.getpid(), os.fork()
     if pid:
         return pid
     code = 1
     try:
+        _end_with_parent(parent)
         act()
         code = 0
     finally:
@@ -356,6 +397,12 @@ def cgroup() -> Iterator[Path]:
         yield folder
     finally:
         folder.rmdir()
+
+
+def cgroup_of(process: Path) -> Path:
+    """The cgroup of version 2 that a process is in. process: its folder in /proc (cgroups(7))."""
+    text = (process / "cgroup").read_text()
+    return cgroup_root() / text.partition("0::/")[2].partition("\n")[0]
 
 
 @contextlib.contextmanager

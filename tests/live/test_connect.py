@@ -11,8 +11,9 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -280,7 +281,7 @@ def test_pending_when_the_trace_ends(attach: str, net: Net) -> None:
         harness.start_hanging(here.nobody, 1005) as client,
     ):
         child = harness.fork(lambda: blocking.connect((here.nobody, 1006)))
-        until(lambda: blocking.getsockname()[1] != 0 and in_syn_sent(blocking))
+        harness.until(lambda: blocking.getsockname()[1] != 0 and in_syn_sent(blocking))
         lports = client.getsockname()[1], blocking.getsockname()[1]
         events = running.events()
         os.kill(child, signal.SIGKILL)
@@ -297,13 +298,41 @@ def in_syn_sent(client: socket.socket) -> bool:
     return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\2"
 
 
-def until(done: Callable[[], bool]) -> None:
-    """Wait for what the kernel tells nobody."""
-    for _ in range(int(harness.PATIENCE / 0.005)):
-        if done():
-            return
-        threading.Event().wait(0.005)
-    raise AssertionError("it never came")
+@pytest.mark.parametrize("what", ["returns", "restarts", "has a timeout"])
+def test_a_signal_during_connect_is_no_result(attach: str, what: str, net: Net) -> None:
+    """The call returns, or begins again, and the connect goes on. With a timeout (SO_SNDTIMEO) the
+    kernel, too, says EINTR, else ERESTARTSYS (include/net/sock.h, sock_intr_errno)."""
+    here = net[0]
+    heard, say = socket.socketpair()
+
+    def act() -> None:
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        signal.siginterrupt(signal.SIGUSR1, what != "restarts")
+        signal.set_wakeup_fd(say.fileno(), warn_on_full_buffer=False)
+        address = struct.pack("=H", socket.AF_INET) + struct.pack("!H", 1008)
+        address += socket.inet_aton(here.nobody) + bytes(8)
+        with pytest.raises(InterruptedError):
+            libc("connect", blocking.fileno(), address, len(address))
+        signal.pause()
+
+    with (
+        tracer("connect", "--json", "--attach", attach, "--netns", here.name) as running,
+        here.entered(),
+        socket.socket() as blocking,
+    ):
+        say.setblocking(False)
+        if what == "has a timeout":
+            blocking.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 300, 0))
+        child = harness.fork(act)
+        harness.until(lambda: in_syn_sent(blocking))
+        os.kill(child, signal.SIGUSR1)
+        assert heard.recv(1)
+        events = running.events()
+        os.kill(child, signal.SIGKILL)
+        assert harness.reap(child) == -signal.SIGKILL
+    heard.close()
+    say.close()
+    assert [(e["rport"], e["result"], e["pid"]) for e in events] == [(1008, "EINPROGRESS", child)]
 
 
 def test_owner_is_the_connecting_task(attach: str) -> None:
@@ -402,10 +431,10 @@ def test_count_in_every_format() -> None:
         for running in (*plain.values(), *split.values()):
             assert running.stop() == 0, running.errors()
 
-    (flow,) = plain["json"].records()
-    assert (flow["type"], flow["tool"]) == ("flow", "connect")
+    (flow,) = (r for r in plain["json"].records() if r["type"] == "flow")
+    assert flow["tool"] == "connect"
     assert (flow["connects"], flow["failed"], flow["rport"]) == (4, 1, port)
-    several = split["json"].records()
+    several = [r for r in split["json"].records() if r["type"] == "flow"]
     assert len(several) == 4 and {(f["connects"], f["rport"]) for f in several} == {(1, port)}
     assert {f["lport"] for f in several if not f["failed"]} == lports
 
@@ -422,6 +451,39 @@ def test_count_in_every_format() -> None:
         header, *lines = split[style].out.lines
         assert header.split() == ["LADDR", "RADDR", "LPORT", "RPORT", "CONNECTS", "FAILED"]
         assert {int(line.split()[2]) for line in lines if line.endswith(" 0")} == lports
+
+
+def test_a_connect_without_an_answer_has_not_failed(attach: str, net: Net) -> None:
+    here = net[0]
+    arguments = ("--json", "--attach", attach, "--netns", here.name)
+    with (
+        tracer("connect", "-c", *arguments) as running,
+        here.entered(),
+        harness.start_hanging(here.nobody, 1009),
+    ):
+        (flow,) = flows(running)
+    assert (flow["rport"], flow["connects"], flow["failed"]) == (1009, 1, 0)
+
+
+def test_the_time_of_a_socket_that_connects_again(attach: str) -> None:
+    """From its own connect(): not from one that failed, nor from one that was disconnected."""
+    closed = harness.refused_port()
+    with (
+        tracer("connect", "--json", "--attach", attach) as running,
+        harness.listener() as server,
+        socket.socket() as client,
+    ):
+        port = server.getsockname()[1]
+        begins = []
+        for target in (closed, port, port):
+            begins.append(time.monotonic_ns())
+            with suppress(ConnectionRefusedError):
+                client.connect(("127.0.0.1", target))
+                harness.disconnect(client)
+        events = to_ports(running.events(), closed, port)
+    assert [e["rport"] for e in events] == [closed, port, port]
+    for begin, event in zip(begins, events, strict=True):
+        assert begin <= event["ts_ns"] - event["duration_ns"] <= event["ts_ns"]
 
 
 def test_an_interval_shows_what_is_new(attach: str) -> None:

@@ -78,6 +78,42 @@ def test_addresses(prefix: str, expected: set[str]) -> None:
             assert {e["raddr"] for e in run.events()} == expected
 
 
+@pytest.mark.parametrize("side", ["laddr", "raddr"])
+def test_every_bit_of_an_ipv6_prefix_counts(side: str, net: Net) -> None:
+    """Addresses that differ in one of their four words alone."""
+    here = net[0]
+    address = "2001:db8:0:1:0:1:0:1"
+    others = ["2001:db9:0:1:0:1:0:1", "2001:db8:0:2:0:1:0:1", "2001:db8:0:1:0:2:0:1"]
+    others.append("2001:db8:0:1:0:1:0:2")
+    for each in (address, *others):
+        harness.sh(f"ip -n {here.name} addr replace {each}/128 dev lo nodad")
+    lengths = {128: {address}, 112: {address, others[3]}, 64: {address, *others[2:]}}
+    with ExitStack() as stack:
+        running = {
+            length: stack.enter_context(
+                tracer(
+                    "connlat", "--json", "--netns", here.name, f"--{side}", f"{address}/{length}"
+                )
+            )
+            for length in lengths
+        }
+        with here.entered():
+            for each in (address, *others):
+                with meeting((each, 2000), (each, PORT)):
+                    pass
+        seen = {length: {e[side] for e in each.events()} for length, each in running.items()}
+    assert seen == lengths
+
+
+def test_a_whole_task_name_counts() -> None:
+    """Each half of the 16 bytes that the kernel keeps."""
+    names = [b"tcpcore-one", b"tcpcore-two", b"another-one"]
+    with harness.listener() as server, tracer("connlat", "--json", "--comm", "tcpcore-one") as run:
+        for name in names:
+            connect_as(name, server.getsockname()[1])
+        assert [e["comm"] for e in run.events()] == ["tcpcore-one"]
+
+
 def owners(arguments: list[str], act: Callable[[tuple[int, int]], None]) -> list[Event]:
     """What connlat shows of the connects that `act` makes to two local servers."""
     with two_servers() as ports, tracer("connlat", "--json", *arguments) as running:
@@ -198,8 +234,9 @@ def connect_as(name: bytes, port: int) -> None:
         harness.connect("127.0.0.1", port).close()
 
 
-# What these show of a connection both of whose ends pass.
-EVENTS = {"connect": 1, "accept": 1, "tracer": 4, "life": 2}
+# What these show of a connection both of whose ends pass; states, how it ends.
+EVENTS = {"connect": 1, "connlat": 1, "accept": 1, "tracer": 4, "life": 2}
+TOOLS = (*EVENTS, "states")
 
 
 @contextmanager
@@ -330,7 +367,7 @@ def misfits(cgroups: tuple[Path, Path], elsewhere: Namespace) -> None:
     meet("")
 
 
-@pytest.mark.parametrize("tool", EVENTS)
+@pytest.mark.parametrize("tool", TOOLS)
 def test_each_filter_alone_keeps_a_connection_out(tool: str, net: Net) -> None:
     """Both ends of a connection fail, since ports and addresses are those of either."""
     here, there = net
@@ -344,11 +381,12 @@ def test_each_filter_alone_keeps_a_connection_out(tool: str, net: Net) -> None:
             made.act()
             events = running.events()
     clients = (min(e["lport"], e["rport"]) for e in events)
-    assert Counter(MISFITS[port - FIRST] for port in clients) == {"": EVENTS[tool]}
+    expected = EVENTS.get(tool, 3 + 1)  # until it is accepted, the server's end is nobody's
+    assert Counter(MISFITS[port - FIRST] for port in clients) == {"": expected}
     assert {(e["pid"], e["uid"], e["comm"]) for e in events} == {(made.pid, 65534, "fitting")}
 
 
-@pytest.mark.parametrize("tool", EVENTS)
+@pytest.mark.parametrize("tool", TOOLS)
 def test_netns_tells_equal_connections_apart(tool: str, net: Net) -> None:
     """They exist at the same time."""
     here, there = net
@@ -358,7 +396,8 @@ def test_netns_tells_equal_connections_apart(tool: str, net: Net) -> None:
                 with namespace.entered():
                     stack.enter_context(meeting(("127.0.0.1", 2000), ("127.0.0.1", PORT)))
         events = running.events()
-    assert Counter(e["netns"] for e in events) == {here.inode: EVENTS[tool]}
+    expected = EVENTS.get(tool, 3 + 3 + 2)  # the client's end, the server's, the listener
+    assert Counter(e["netns"] for e in events) == {here.inode: expected}
 
 
 def contain(group: Path) -> None:
@@ -369,7 +408,11 @@ def contain(group: Path) -> None:
     unshare(CLONE_NEWPID)
 
 
-@pytest.mark.parametrize("tool", EVENTS)
+def owner(event: Event) -> tuple[int | None, int, int | None]:
+    return event["pid"], event["netns"], event.get("cgroup_id")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
 def test_a_container(tool: str) -> None:
     """However it is named: its connections are shown and none of the host's."""
     with harness.cgroup() as group, puppet(lambda: contain(group)) as inside:
@@ -384,12 +427,15 @@ def test_a_container(tool: str) -> None:
             tracers = [stack.enter_context(tracer(tool, "--json", *way)) for way in ways]
             inside.act()
             harness.session()
-            seen = [
-                Counter((e["pid"], e["netns"], e["cgroup_id"]) for e in running.events())
-                for running in tracers
-            ]
-        whose = (inside.pid, int(netns), group.stat().st_ino)
-    assert dict(zip(ways, seen, strict=True)) == {way: {whose: EVENTS[tool]} for way in ways}
+            seen = [Counter(map(owner, running.events())) for running in tracers]
+        cgroup = None if tool in ("connlat", "states") else group.stat().st_ino
+    whose = (inside.pid, int(netns), cgroup)
+    expected = EVENTS.get(tool, 5 + 3 + 2)  # as above, with a close in order
+    # --netns asks for no owner: the server's end also shows while it is nobody's.
+    nobodys = {(None, int(netns), None): 2} if tool == "states" else {}
+    for way, found in zip(ways, seen, strict=True):
+        more = nobodys if way[0] == "--netns" else {}
+        assert (way, found) == (way, {whose: expected} | more)
 
 
 @pytest.fixture
@@ -469,3 +515,47 @@ def test_no_such_map(tool: str, option: str, what: str, pins: Path) -> None:
     assert running.wait() == 2
     (line,) = running.errors()
     assert line.startswith(f"tcpcore: {path}: ")
+
+
+@pytest.mark.parametrize("tool", ["life", "states"])
+def test_a_connection_that_nobody_accepts(tool: str, pins: Path) -> None:
+    """Nobody has the server's end: a filter by owner leaves it out though it would fit who listens,
+    except for the user, whom the socket tells."""
+    me, here = str(os.getpid()), Path("/proc/self")
+    cgroups = Pinned(pins / "cgroups", "hash key 8 value 8")
+    mounts = Pinned(pins / "mounts", "hash key 8 value 8")
+    cgroup = harness.cgroup_of(here)
+    cgroups.add(cgroup.stat().st_ino, 8)
+    mounts.add((here / "ns/mnt").stat().st_ino, 8)
+    shown: dict[tuple[str, str], bool] = {("-u", "0"): True, ("-u", "65534"): False}
+    owners = [("-p", me), ("--comm", (here / "comm").read_text().strip())]
+    owners += [("--cgroup", str(cgroup)), ("--cgroupmap", cgroups.path)]
+    shown |= dict.fromkeys([*owners, ("--mntnsmap", mounts.path)], False)
+    with ExitStack() as stack:
+        tracers = {way: stack.enter_context(tracer(tool, "--json", *way)) for way in shown}
+        with harness.listener() as server:
+            port = server.getsockname()[1]
+            client = harness.connect("127.0.0.1", port)
+        client.close()
+        for way, expected in shown.items():
+            events = [e for e in tracers[way].events() if e["lport"] == port and e["rport"]]
+            assert (way, bool(events)) == (way, expected)
+            assert {e["pid"] for e in events} <= {None}
+
+
+def test_sessions_older_than_the_trace(pins: Path) -> None:
+    """The owner is the process that has the file; its user is the socket's."""
+    mounts = Pinned(pins / "mounts", "hash key 8 value 8")
+    comm = Path("/proc/self/comm").read_text().strip()
+    shown: dict[tuple[str, str], int] = {("--comm", comm): 2, ("--comm", "x" + comm): 0}
+    shown[("-u", "0")] = 2
+    shown |= dict.fromkeys([("-u", "65534"), ("--mntnsmap", mounts.path)], 0)
+    with harness.pair() as (client, _), ExitStack() as stack:
+        ends = {client.getsockname()[1], client.getpeername()[1]}
+        tracers = {
+            way: stack.enter_context(tracer("life", "--json", "--all", "--open", *way))
+            for way in shown
+        }
+        for way, expected in shown.items():
+            events = [e for e in tracers[way].events() if {e["lport"], e["rport"]} == ends]
+            assert (way, len(events)) == (way, expected)

@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Callable
@@ -232,6 +233,58 @@ def unread_by(act: Act, receiver_is_server: bool) -> int:
     return len(b"unread") if act is unread and receiver_is_server else 0
 
 
+def test_reset_after_a_fin(attach: str) -> None:
+    """The peer's FIN is no end while this side still sends."""
+    with (
+        tracer("life", "--json", "--attach", attach) as running,
+        harness.pair() as (client, accepted),
+    ):
+        lport, port = ports(client)
+        client.shutdown(socket.SHUT_WR)
+        assert accepted.recv(1) == b""
+        harness.reset(client)
+        one, two = sides(running.events(), lport, port)
+    assert (one["reason"], two["reason"]) == ("reset sent", "reset received")
+
+
+def test_closed_while_the_peer_still_sends(attach: str) -> None:
+    """Without a process there is nobody to wait for the peer's FIN: the session is over."""
+    with tracer("life", "--json", "--attach", attach) as running, harness.pair() as (client, _):
+        lport, _ = ports(client)
+        client.close()
+        event = running.wait_for(lambda e: e["lport"] == lport)
+    assert (event["reason"], event["pid"]) == ("fin", os.getpid())
+
+
+def test_both_close_at_once(attach: str) -> None:
+    """RFC 9293, 3.6, case 3. The client's FIN is lost on its way to a wrong link address, so that
+    the server's comes first; then it is sent again."""
+    lost = "lladdr 02:00:00:00:00:77 nud permanent"
+    with harness.namespaces() as (here, there):
+        arguments = ("--json", "--attach", attach, "--netns", here.name)
+        with tracer("life", *arguments) as running:
+            with there.entered(), harness.listener(there.address) as server, here.entered():
+                client = harness.connect(there.address, server.getsockname()[1])
+                lport, _ = ports(client)
+                accepted, _ = server.accept()
+            harness.sh(f"ip -n {here.name} neigh replace {there.address} dev ve0 {lost}")
+            client.shutdown(socket.SHUT_WR)
+            accepted.close()
+            harness.until(lambda: state(client) == CLOSING)
+            harness.sh(f"ip -n {here.name} neigh del {there.address} dev ve0")
+            event = running.wait_for(lambda e: e["lport"] == lport)
+            client.close()
+    assert (event["reason"], event["pid"]) == ("fin", os.getpid())
+
+
+CLOSING = 11  # include/net/tcp_states.h
+
+
+def state(connection: socket.socket) -> int:
+    """struct tcp_info begins with it."""
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
+
 def test_timeout(attach: str) -> None:
     """The neighbour gets another link address, so that it hears nothing any more."""
     with (
@@ -326,6 +379,78 @@ def test_open_at_the_end(attach: str, everything: bool) -> None:
     for event in sides(events, *before):
         assert (event["reason"], event["duration_ns"]) == ("open", None)
         assert event["pid"] == os.getpid()
+
+
+def test_round_trip_time(attach: str) -> None:
+    """That of TCP_INFO, while nothing moves."""
+    with (
+        tracer("life", "--json", "--open", "--attach", attach) as running,
+        harness.pair() as (client, accepted),
+    ):
+        exchange(client, accepted, 1000, 2000)
+        harness.until(lambda: len({round_trip(client) for _ in range(10)}) == 1)
+        expected = round_trip(client)
+        one, _ = sides(running.events(), *ports(client))
+    assert expected and one["srtt_us"] == expected
+
+
+def round_trip(client: socket.socket) -> int:
+    """tcpi_rtt, struct tcp_info, include/uapi/linux/tcp.h; in microseconds."""
+    rtt: int = struct.unpack_from(
+        "=I", client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 68
+    )[0]
+    return rtt
+
+
+def test_a_hanging_connect_is_no_open_session(attach: str, net: Net) -> None:
+    here = net[0]
+    arguments = ("--json", "--all", "--open", "--attach", attach, "--netns", here.name)
+    with (
+        tracer("life", *arguments) as running,
+        here.entered(),
+        harness.start_hanging(here.nobody, 1007),
+        harness.pair(),
+    ):
+        events = running.events()
+    assert [e["reason"] for e in events] == ["open", "open"]
+    assert 1007 not in {e["rport"] for e in events}
+
+
+def test_a_listener_is_no_session(attach: str) -> None:
+    with (
+        harness.listener() as older,
+        tracer("life", "--json", "--all", "--open", "--attach", attach) as running,
+        harness.listener() as newer,
+    ):
+        lports = {server.getsockname()[1] for server in (older, newer)}
+        older.close()
+        newer.close()
+        assert not [e for e in running.events() if e["lport"] in lports]
+
+
+def test_cgroup_of_an_older_session(attach: str) -> None:
+    """That of the process that has it."""
+
+    def hold() -> None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+        ready.send(b"x")
+        ready.recv(1)
+
+    with harness.cgroup() as group, harness.pair() as (client, _):
+        told, ready = socket.socketpair()
+        with told, ready:
+            lport, port = ports(client)
+            child = harness.fork(hold)
+            assert told.recv(1)
+            client.close()
+            with tracer("life", "--json", "--all", "--open", "--attach", attach) as running:
+                one, two = sides(running.events(), lport, port)
+            told.send(b"x")
+            assert harness.reap(child) == 0
+        found = {(e["pid"], e["cgroup_id"]) for e in (one, two)}
+        mine = harness.cgroup_of(Path("/proc/self")).stat().st_ino
+        assert (child, group.stat().st_ino) in found
+        assert found <= {(child, group.stat().st_ino), (os.getpid(), mine)}
 
 
 def test_closed_sessions_are_not_open(attach: str) -> None:

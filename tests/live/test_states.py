@@ -146,3 +146,19 @@ def test_an_aborted_connection() -> None:
         events = [e for e in running.events() if e["lport"] == lport]
     assert changes(events) == [*ACTIVE, "ESTABLISHED>CLOSE"]
     assert events[-1]["pid"] == os.getpid()
+
+
+def test_a_socket_that_connects_twice(attach: str) -> None:
+    """How long it was closed in between is no time in a state: it may as well be another one."""
+    with tracer("states", "--json", "--attach", attach) as running, harness.listener() as server:
+        port = server.getsockname()[1]
+        with socket.socket() as client:
+            for _ in range(2):
+                client.connect(("127.0.0.1", port))
+                harness.disconnect(client)
+        events = [e for e in running.events() if e["rport"] == port]
+    once = [*ACTIVE, "ESTABLISHED>CLOSE"]
+    assert changes(events) == once * 2
+    assert len({e["skaddr"] for e in events}) == 1
+    check_durations(events[:3])
+    check_durations(events[3:])

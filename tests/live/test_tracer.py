@@ -144,6 +144,68 @@ def wait_closed(running: Tracer, lport: int, rport: int) -> Event:
     return running.wait_for(lambda e: (e["action"], e["lport"], e["rport"]) == key)
 
 
+def test_reset_after_a_fin(attach: str) -> None:
+    """The peer's FIN ends nothing on this side; its reset does."""
+    with tracer("tracer", "--json", "--attach", attach) as running:
+        with harness.pair() as (client, accepted):
+            lport, port = ports(client)
+            client.shutdown(socket.SHUT_WR)
+            assert accepted.recv(1) == b""
+            harness.reset(client)
+            wait_closed(running, port, lport)
+        events = running.events()
+    assert ends(events, lport, port) == (ours("connect", "close"), ours("accept", "close"))
+
+
+def test_closed_by_the_kernel(attach: str) -> None:
+    """Sockets whose last user was the queue of a unix socket that nobody can reach any more, since
+    it is in there itself: the kernel collects them; newer ones do so in a thread of the kernel."""
+    with tracer("tracer", "--json", "--attach", attach) as running:
+        with harness.pair() as (client, _):
+            lport, port = ports(client)
+            one, two = socket.socketpair()
+            socket.send_fds(one, [b"x"], [client.fileno(), two.fileno()])
+            client.close()
+            two.close()
+            one.close()
+            event = wait_closed(running, lport, port)
+        events = running.events()
+    assert event["pid"] == os.getpid()
+    assert ends(events, lport, port) == (ours("connect", "close"), ours("accept", "close"))
+
+
+@pytest.mark.parametrize("uid", [0, 65534])
+def test_never_accepted_by_any_user(attach: str, uid: int) -> None:
+    """A queued connection has its listener's user. Nobody opened it, so nobody closes it, whether
+    its end is a reset by its peer, with a FIN before it or not, or the listener's."""
+    with (
+        tracer("tracer", "--json", "--attach", attach, "-u", str(uid)) as running,
+        harness.listener() as server,
+    ):
+        kept, shut, gone = [harness.connect(*server.getsockname()) for _ in range(3)]
+        found = [ports(client) for client in (kept, shut, gone)]
+        shut.shutdown(socket.SHUT_WR)
+        harness.reset(shut)
+        harness.reset(gone)
+        server.close()
+        kept.close()
+        events = running.events()
+    expected = ours("connect", "close") if uid == 0 else []
+    for lport, port in found:
+        assert ends(events, lport, port) == (expected, [])
+
+
+def test_never_accepted_and_older_than_the_trace(attach: str) -> None:
+    with harness.listener() as server:
+        client = harness.connect(*server.getsockname())
+        lport, port = ports(client)
+        with tracer("tracer", "--json", "--attach", attach) as running:
+            harness.reset(client)
+            events = running.events()
+    _, server_end = ends(events, lport, port)
+    assert server_end == []
+
+
 def test_a_child_closes_last(attach: str) -> None:
     """The parent's close() ends nothing; the child's does, and so it is the child's."""
 

@@ -1,0 +1,172 @@
+"""A copy of the checkout, in which a mutant is built and tested."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mutants.candidates import Mutant, essence
+
+PYTEST = (
+    *(sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-rfE", "-p", "no:cacheprovider"),
+    "--rerun-except=.",  # no second attempt
+    # These look at everything that the kernel holds, also for the trial beside this one.
+    *("-k", "not nothing_is_left"),
+)
+# Ports of its own, and network namespaces that are gone when it is killed.
+ISOLATED = (
+    *("unshare", "--net", "--mount", "sh", "-c"),
+    'mkdir -p /run/netns && mount -t tmpfs none /run/netns && ip link set lo up && exec "$@"',
+    "sh",
+)
+AS_ROOT = os.geteuid() == 0
+running: set[subprocess.Popen[bytes]] = set()
+
+
+@dataclass(frozen=True)
+class Checkout:
+    root: Path
+
+    @classmethod
+    def copy(cls, original: Path, root: Path) -> Checkout:
+        files = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        for name in subprocess.check_output(files, cwd=original, text=True).split("\0"):
+            if (original / name).is_file():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(original / name, root / name)
+        made = cls(root)
+        if not made.builds():
+            sys.exit("mutants: the BPF objects do not build: see make bpf")
+        return made
+
+    @contextlib.contextmanager
+    def mutated(self, mutant: Mutant) -> Iterator[None]:
+        path = self.root / mutant.path
+        original = path.read_text(encoding="utf-8")
+        path.write_text(mutant.source, encoding="utf-8")
+        try:
+            yield
+        finally:
+            path.write_text(original, encoding="utf-8")
+
+    def differs(self, mutant: Mutant) -> bool:
+        """It compiles, and does something else."""
+        if mutant.path.endswith(".py"):
+            original = essence((self.root / mutant.path).read_text(encoding="utf-8"))
+            if essence(mutant.source) in (None, original):
+                return False
+            with self.mutated(mutant):
+                return self.imports(mutant.path)
+        assert self.builds()
+        before = self.programs()
+        with self.mutated(mutant):
+            return self.builds() and self.programs() != before
+
+    def imports(self, path: str) -> bool:
+        module = path.removeprefix("src/").removesuffix(".py").removesuffix("/__init__")
+        return self._succeeds(sys.executable, "-c", f"import {module.replace('/', '.')}")
+
+    def builds(self) -> bool:
+        return self._succeeds("make", "-s", "bpf")
+
+    def programs(self) -> list[bytes]:
+        """Code, data and types (a map is a type); not the lines of source that go with the code."""
+        found = []
+        for path in sorted(self.root.glob("src/tcpcore/objects/*.x86.bpf.o")):
+            bare = self.root / "build/bare.o"
+            drop = ["-R", ".BTF", "-R", ".BTF.ext", str(path), str(bare)]
+            subprocess.run(["llvm-objcopy-19", *drop], check=True)
+            types = subprocess.check_output(["bpftool", "btf", "dump", "file", str(path)])
+            found += [bare.read_bytes(), types]
+        return found
+
+    def test(self, path: str, timeout: float | None = None) -> str:
+        """The test that fails with this file mutated; empty if all pass."""
+        # Into a file: an orphan that a test left would keep a pipe open.
+        with tempfile.TemporaryFile("w+") as said:
+            child = subprocess.Popen(
+                [*(ISOLATED if AS_ROOT else ()), *PYTEST, *order(self.root, path)],
+                cwd=self.root,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            running.add(child)
+            try:
+                code = child.wait(timeout)
+            except subprocess.TimeoutExpired:
+                return "a test that does not end"
+            finally:
+                running.discard(child)
+                _end(child)
+            said.seek(0)
+            text = said.read()
+        if code == 0:
+            return ""
+        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
+        return failed[0] if failed else f"pytest, exit code {code}: {text[-300:]}"
+
+    def _environment(self) -> dict[str, str]:
+        mine = {"PYTHONPATH": str(self.root / "src"), "TCPCORE_TEST_PATIENCE": "20"}
+        # Sizes and times of what a mutant leaves in __pycache__ can be those of the original.
+        return {**os.environ, **mine, "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def _succeeds(self, *command: str) -> bool:
+        done = subprocess.run(
+            command, cwd=self.root, env=self._environment(), capture_output=True, timeout=300
+        )
+        return done.returncode == 0
+
+
+def stop() -> None:
+    """End all tests: a terminal's Ctrl-C does not reach their sessions."""
+    for child in tuple(running):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """It, what it started, and the cgroups that tests name after it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    for folder in Path("/sys/fs/cgroup").glob(f"**/tcpcore-{child.pid}-*"):
+        for _ in range(50):
+            with contextlib.suppress(OSError):  # what was in it is not gone yet
+                folder.rmdir()
+                break
+            time.sleep(0.1)
+
+
+def order(root: Path, path: str) -> list[str]:
+    """The rootless tests, then the live ones; of each kind first those that concern the file."""
+    names = {Path(path).stem} if path.endswith(".py") else set(users(root, Path(path).name))
+
+    def rank(test: Path) -> tuple[bool, Path]:
+        return test.stem.removeprefix("test_") not in names, test
+
+    kinds = ("unit", "live") if AS_ROOT else ("unit",)
+    tests = (sorted(root.glob(f"tests/{kind}/test_*.py"), key=rank) for kind in kinds)
+    return [str(test.relative_to(root)) for kind in tests for test in kind]
+
+
+def users(root: Path, file: str) -> Iterator[str]:
+    """The tools whose source this is, or includes it at whatever depth."""
+    for source in root.glob("bpf/*.bpf.c"):
+        known = [source.name]
+        for name in known:  # which grows meanwhile
+            text = (root / "bpf" / name).read_text(encoding="utf-8")
+            known += set(re.findall(r'^#include "(.+)"', text, re.MULTILINE)) - {*known}
+        if file in known:
+            yield source.name.removesuffix(".bpf.c")

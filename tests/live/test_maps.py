@@ -1,0 +1,146 @@
+"""What each tool keeps in the kernel: only as long as the socket lives, and counted when full."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import ExitStack
+
+import pytest
+
+from tcpcore import tools
+from tests.live import harness
+from tests.live.harness import Namespace, Tracer, tracer
+
+Net = tuple[Namespace, Namespace]
+TOOLS = tools.names()
+FEW = bool(os.environ.get("TCPCORE_TEST_ATTACH"))  # in an emulated machine
+FILTERS = [(), ("-D", "1"), ("-p", "1"), ("--comm", "nobody")][: 2 if FEW else None]
+
+
+def all_kinds(here: Namespace) -> None:
+    """Connections that are accepted, or not, or never come to be; all of them gone."""
+    for host in ("127.0.0.1", "::1"):
+        harness.session(host)
+        harness.session(host, server_closes_first=True)
+        harness.refuse(host, harness.refused_port(host))
+        never_accepted(host)
+        accepted_after_a_reset(host)
+    harness.start_hanging(here.nobody, 1001).close()
+    with harness.listener() as server, socket.socket() as client:
+        for _ in range(2):
+            client.connect(server.getsockname())
+            server.accept()[0].close()
+            harness.disconnect(client)
+
+
+def never_accepted(host: str) -> None:
+    with harness.listener(host) as server:
+        client = harness.connect(host, server.getsockname()[1])
+    client.close()
+
+
+def accepted_after_a_reset(host: str) -> None:
+    with harness.listener(host) as server:
+        harness.reset(harness.connect(host, server.getsockname()[1]))
+        server.accept()[0].close()
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("unwanted", FILTERS)
+def test_no_entry_outlives_its_socket(
+    attach: str, tool: str, unwanted: tuple[str, ...], net: Net
+) -> None:
+    """Whether the filters pass the connection or reject it."""
+    here = net[0]
+    arguments = ("--attach", attach, "--netns", here.name, *unwanted)
+    with tracer(tool, "--json", *arguments) as running:
+        with here.entered():
+            all_kinds(here)
+        left = running.entries()  # also those of the host's other sockets, which will go
+        harness.until(lambda: not left & running.entries())
+        assert bool(running.events()) != bool(unwanted)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_a_filter_rejects_has_no_entry(attach: str, tool: str, net: Net) -> None:
+    """Not even while it is open, once its addresses and ports are known."""
+    here = net[0]
+    # By its process: the host's other sockets have no entries that would be in the way.
+    mine = ("--attach", attach, "--netns", here.name, "-p", str(os.getpid()), "--rport", "1")
+    with (
+        tracer(tool, "--json", *mine) as running,
+        here.entered(),
+        harness.pair() as (_, accepted),
+        harness.listener("::1") as server,
+        harness.connect("::1", server.getsockname()[1]),  # nobody accepts it
+    ):
+        harness.until(lambda: not running.entries())
+        harness.reset(accepted)
+        harness.until(lambda: not running.entries())
+        assert running.events() == []
+
+
+@pytest.mark.parametrize("tool", ["accept", "connect", "connlat"])
+def test_what_is_answered_or_accepted_has_no_entry(attach: str, tool: str, net: Net) -> None:
+    """All was told of it: it needs no place while it lives."""
+    here = net[0]
+    mine = ("--attach", attach, "--netns", here.name, "-p", str(os.getpid()))
+    with tracer(tool, "--json", *mine) as running, here.entered(), harness.pair():
+        harness.until(lambda: not running.entries())
+        assert len(running.events()) == 1
+
+
+def test_entries_are_found(net: Net) -> None:
+    """Of a socket that still lives: the test above looks at the right thing."""
+    here = net[0]
+    with (
+        tracer("connlat", "--netns", here.name, "-p", str(os.getpid())) as running,
+        here.entered(),
+        harness.start_hanging(here.nobody, 1002),
+    ):
+        assert {name for name, _, _ in running.entries()} >= {"starts", "owners"}
+
+
+PLACES, CONNECTIONS = 4, 12
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_full_map_is_counted(tool: str, net: Net) -> None:
+    """Sockets that wait: for an answer, or at both ends to be accepted."""
+    here = net[0]
+    mine = ("--netns", here.name, "-p", str(os.getpid()), "--map-size", str(PLACES))
+    with tracer(tool, "--json", *mine) as running, here.entered(), ExitStack() as stack:
+        if tool in ("connect", "connlat"):
+            sockets = CONNECTIONS
+            for i in range(sockets):
+                stack.enter_context(harness.start_hanging(here.nobody, 2000 + i))
+        else:
+            sockets = CONNECTIONS * (1 if tool == "accept" else 2)
+            server = stack.enter_context(harness.listener())
+            for _ in range(CONNECTIONS):
+                stack.enter_context(harness.connect(*server.getsockname()))
+        assert running.stop() == 0
+    lost = lost_in_maps(running)
+    if tool == "states":  # counts each of a socket's changes; the listener has a place
+        assert lost >= sockets + 1 - PLACES
+    else:
+        assert lost == sockets - PLACES
+    assert any("a larger --map-size" in line for line in running.errors())
+
+
+def lost_in_maps(running: Tracer) -> int:
+    told = [r for r in running.records() if r["type"] == "lost"]
+    return int(told[-1]["map"]) if told else 0
+
+
+@pytest.mark.parametrize("tool", ["life", "tracer"])
+def test_accepts_that_find_a_full_map_are_counted(tool: str, net: Net) -> None:
+    """Besides the connections themselves: whose they are is not known."""
+    here = net[0]
+    mine = ("--netns", here.name, "-p", str(os.getpid()), "--map-size", str(PLACES))
+    with tracer(tool, "--json", *mine) as running, here.entered(), ExitStack() as stack:
+        for _ in range(CONNECTIONS):
+            stack.enter_context(harness.pair())
+        assert running.stop() == 0
+    assert lost_in_maps(running) > 2 * CONNECTIONS - PLACES
