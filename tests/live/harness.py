@@ -47,13 +47,11 @@ class Tracer:
     """
 
     def __init__(self, *arguments: str, hide: Sequence[str] = ()) -> None:
-        (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+        (out, out_end), (err, err_end) = pipes = os.pipe(), os.pipe()
         with warnings.catch_warnings():  # our threads only read pipes
             warnings.simplefilter("ignore", DeprecationWarning)
             context = multiprocessing.get_context("fork")
-            self.process = context.Process(
-                target=_main, args=(os.getpid(), arguments, hide, out_end, err_end)
-            )
+            self.process = context.Process(target=_main, args=(os.getpid(), arguments, hide, pipes))
             self.process.start()
         os.close(out_end)
         os.close(err_end)
@@ -131,11 +129,14 @@ def until(done: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def _main(parent: int, arguments: Sequence[str], hide: Sequence[str], out: int, err: int) -> None:
+def _main(
+    parent: int, arguments: Sequence[str], hide: Sequence[str], pipes: Sequence[tuple[int, int]]
+) -> None:
     _end_with_parent(parent)
     _close_sockets()
-    os.dup2(out, 1)
-    os.dup2(err, 2)
+    for standard, (ours, theirs) in enumerate(pipes, start=1):
+        os.close(ours)  # so that the tracer notices when the test is gone
+        os.dup2(theirs, standard)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     sys.argv = ["tcpcore", *arguments, "-v"]
     if hide:
@@ -149,7 +150,7 @@ def _main(parent: int, arguments: Sequence[str], hide: Sequence[str], out: int, 
 def _end_with_parent(parent: int) -> None:
     """A test that is killed leaves nothing behind that runs."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was killed before
+    if os.getppid() not in (parent, 0):  # killed before; 0: in another pid namespace
         os._exit(1)
 
 
