@@ -10,7 +10,6 @@ import platform
 import socket
 import struct
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -262,16 +261,14 @@ def test_mptcp(attach: str, tool: str) -> None:
 @pytest.mark.parametrize("tool", ["states", "life"])
 def test_who_looks_at_a_socket_is_no_owner(tool: str) -> None:
     """`ss -i` holds each socket's lock for a moment, and works off what comes meanwhile."""
-    looking = threading.Event()
-
-    def look() -> None:
-        while not looking.is_set():
-            harness.sh("ss -tinem >/dev/null")
-
-    with tracer(tool, "--json") as running, harness.listener() as server:
+    # Another process from the start: one that we fork meanwhile has our sockets, until its exec.
+    look = ["sh", "-c", "while :; do ss -tinem >/dev/null; done"]
+    with (
+        subprocess.Popen(look) as looking,
+        tracer(tool, "--json") as running,
+        harness.listener() as server,
+    ):
         port = server.getsockname()[1]
-        thread = threading.Thread(target=look)
-        thread.start()
         try:
             for _ in range(30 if FEW else 300):
                 client = harness.connect("127.0.0.1", port)
@@ -282,8 +279,7 @@ def test_who_looks_at_a_socket_is_no_owner(tool: str) -> None:
                     accepted.recv(2)
                     accepted.recv(2)
         finally:
-            looking.set()
-            thread.join()
+            looking.kill()
         rows = [e for e in running.events() if port in (e["lport"], e["rport"])]
     assert {e["pid"] for e in rows} <= {os.getpid(), None}
     if tool == "life":
