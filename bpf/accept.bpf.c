@@ -7,9 +7,15 @@
 
 EVENT(accept_event);
 
+enum progress { /* of a connection whose accept() was not seen */
+		QUEUED,
+		GRAFTED, /* a process has it, and it ended */
+		SHOWN,
+};
+
 struct part {
 	__u64 since_ns; /* when it was established and came to its listener's queue */
-	bool shown;	/* although accept() was not seen */
+	enum progress progress;
 };
 
 #include "entry.bpf.h"
@@ -38,12 +44,10 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 	struct conn conn;
 
 	if (entry) {
-		bool shown = entry->part.shown;
-
+		if (entry->part.progress == SHOWN)
+			return;
 		wait_ns = bpf_ktime_get_ns() - entry->part.since_ns;
 		forget(sk);
-		if (shown)
-			return;
 	}
 	/* It may have been reset meanwhile. */
 	if (!read_closed_conn(&conn, sk, direct))
@@ -54,8 +58,8 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 
 /*
  * A connection that a process has and nobody was seen to accept: the tracepoints of accept(2) tell
- * neither of 32-bit programs nor of io_uring. It is shown when its process acts on it, or with an
- * unknown owner when it ends.
+ * neither of 32-bit programs nor of io_uring. It is shown when its process acts on it. If it ends
+ * before, accept() may be about to return on another CPU: then it is shown when it is destroyed.
  */
 static __always_inline void found_accepted(void *ctx, struct sock *sk, int oldstate, int newstate,
 					   const struct conn *conn, const bool owned,
@@ -64,13 +68,15 @@ static __always_inline void found_accepted(void *ctx, struct sock *sk, int oldst
 	struct entry *entry = find(sk);
 	struct owner owner;
 
-	if (!entry || entry->part.shown || !sk_read(sk, sk_socket, direct))
+	if (!entry || entry->part.progress != QUEUED || !socket_of(sk))
 		return;
 	changing_owner(&owner, entry, sk, conn->netns, oldstate, newstate, owned, direct);
-	if (!owner.pid && newstate != TCP_CLOSE)
-		return;
-	entry->part.shown = true;
-	send(ctx, UNKNOWN_NS, conn, &owner);
+	if (owner.pid) {
+		entry->part.progress = SHOWN;
+		send(ctx, UNKNOWN_NS, conn, &owner);
+	} else if (newstate == TCP_CLOSE) {
+		entry->part.progress = GRAFTED;
+	}
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
@@ -88,12 +94,20 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 		return;
 	if (newstate != TCP_ESTABLISHED)
 		found_accepted(ctx, sk, oldstate, newstate, &conn, owned, direct);
-	else if (oldstate == TCP_SYN_RECV && !sk_read(sk, sk_socket, direct))
+	else if (oldstate == TCP_SYN_RECV && !socket_of(sk))
 		follow(sk, &entry);
 }
 
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
 {
+	struct entry *entry = find(sk);
+	struct owner owner;
+	struct conn conn;
+
+	if (entry && entry->part.progress == GRAFTED && read_closed_conn(&conn, sk, direct)) {
+		kept_owner(&owner, entry, sk, conn.netns, direct);
+		send(ctx, UNKNOWN_NS, &conn, &owner);
+	}
 	forget(sk);
 }
 

@@ -64,9 +64,8 @@ static __always_inline __u32 current_thread(void)
 static __always_inline void begin(struct sock *sk, struct start *start, const bool counted,
 				  const bool direct)
 {
-	struct net *net = sk_read(sk, __sk_common.skc_net.net, direct);
 	struct owner *owner = &start->owner;
-	__u32 netns = sk_read(net, ns.inum, direct);
+	__u32 netns = netns_of(sk);
 	__u64 key = (__u64)sk;
 
 	start->ts_ns = bpf_ktime_get_ns();
@@ -192,11 +191,11 @@ static __always_inline void sent(struct sock *sk, const bool direct)
 }
 
 /* connect() works on it. One that is connecting, or has a result to fetch, is no new attempt. */
-static __always_inline bool is_unconnected(struct sock *sk, const bool direct)
+static __always_inline bool is_unconnected(struct sock *sk)
 {
-	struct socket *socket = sk_read(sk, sk_socket, direct);
+	struct socket *socket = socket_of(sk);
 
-	return socket && sk_read(socket, state, direct) == SS_UNCONNECTED;
+	return socket && BPF_CORE_READ(socket, state) == SS_UNCONNECTED;
 }
 
 /* Why a socket fell from SYN_SENT to CLOSE; 0: connect() is about to return it. */
@@ -211,7 +210,7 @@ static __always_inline int failure(struct sock *sk, const struct start *start, c
 	if (start->caller == current_thread())
 		return 0;
 	/* A socket that connect() still works on is not yet connecting. */
-	return is_unconnected(sk, direct) ? EADDRNOTAVAIL : ECONNABORTED;
+	return is_unconnected(sk) ? EADDRNOTAVAIL : ECONNABORTED;
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
@@ -291,7 +290,7 @@ static __always_inline int checked(void *ctx, struct sock *sk, const void *uaddr
 				   const bool direct)
 {
 	if (ret && sk && is_tcp(sk, direct) &&
-	    sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE && is_unconnected(sk, direct) &&
+	    sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE && is_unconnected(sk) &&
 	    enter(sk, uaddr, false, direct))
 		leave(ctx, sk, -ret, direct);
 	return 0;
@@ -441,7 +440,7 @@ int connect_enters(struct trace_event_raw_sys_enter *ctx)
 {
 	struct sock *sk = sock_of_fd(ctx->args[0]);
 
-	if (!sk || !is_tcp(sk, false) || !is_unconnected(sk, false) ||
+	if (!sk || !is_tcp(sk, false) || !is_unconnected(sk) ||
 	    sk_read(sk, __sk_common.skc_state, false) != TCP_CLOSE)
 		return 0;
 	if (enter(sk, (const void *)ctx->args[1], true, false))

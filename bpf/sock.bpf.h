@@ -75,17 +75,30 @@ static __always_inline void read_ipv6_addresses(struct conn *conn, struct sock *
 }
 
 /*
+ * Pointers are not loaded directly: for each such load the verifier searches all of the kernel's
+ * types by name (btf_nested_type_is_trusted), which took two thirds of a load.
+ */
+static __always_inline __u32 netns_of(struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+}
+
+/* Of the process that has it: NULL in a listener's queue, and after close(). */
+static __always_inline struct socket *socket_of(struct sock *sk)
+{
+	return BPF_CORE_READ(sk, sk_socket);
+}
+
+/*
  * The tuple of sk; false when sk speaks neither IPv4 nor IPv6. A v4-mapped peer is IPv4. A closing
  * socket may have given its port back already (inet_put_port): then lport is 0.
  */
 static __always_inline bool read_conn(struct conn *conn, struct sock *sk, const bool direct)
 {
-	struct net *net = sk_read(sk, __sk_common.skc_net.net, direct);
-
 	conn->family = sk_read(sk, __sk_common.skc_family, direct);
 	conn->lport = sk_read(sk, __sk_common.skc_num, direct);
 	conn->rport = bpf_ntohs(sk_read(sk, __sk_common.skc_dport, direct));
-	conn->netns = sk_read(net, ns.inum, direct);
+	conn->netns = netns_of(sk);
 	set_v4mapped(&conn->raddr, sk_read(sk, __sk_common.skc_daddr, direct));
 	set_v4mapped(&conn->laddr, sk_read(sk, __sk_common.skc_rcv_saddr, direct));
 	if (conn->family == AF_INET6) {

@@ -114,51 +114,37 @@ static __always_inline bool is_closing(int oldstate, int newstate)
 }
 
 /*
- * A connection that nobody was seen to accept ends. If a process has it all the same, it came by a
- * way that the tracepoints of accept(2) do not tell of: from a 32-bit program, or io_uring. An
+ * A connection may end that nobody was seen to accept. If a process has it all the same, it came by
+ * a way that the tracepoints of accept(2) do not tell of: from a 32-bit program, or io_uring. An
  * accept() on another CPU may also be about to return, unless a process acts on it already.
  */
-static __always_inline void closing_queued(void *ctx, struct entry *entry, struct sock *sk,
-					   int oldstate, int newstate, const struct conn *conn,
-					   const bool owned, const bool direct)
-{
-	struct owner owner;
-
-	if (!sk_read(sk, sk_socket, direct) || !want_conn(conn))
-		return;
-	changing_owner(&owner, entry, sk, conn->netns, oldstate, newstate, owned, direct);
-	if (!owner.pid) {
-		if (newstate == TCP_CLOSE)
-			entry->part.progress = GRAFTED;
-		return;
-	}
-	entry->part.progress = UNSHOWN;
-	if (!owner.wanted)
-		return;
-	send(ctx, conn, &owner, ACTION_ACCEPT);
-	send(ctx, conn, &owner, ACTION_CLOSE);
-}
-
 static __always_inline void closing(void *ctx, struct sock *sk, int oldstate, int newstate,
 				    const struct conn *conn, const bool owned, const bool direct)
 {
 	struct entry *entry = find(sk);
+	bool queued = entry && entry->part.progress == QUEUED, had = socket_of(sk);
 	struct owner owner;
 
 	/* Nobody ever had it: it waits to be accepted, or never was established. */
-	if (!entry && (oldstate == TCP_SYN_RECV || !sk_read(sk, sk_socket, direct)))
+	if (!entry && (oldstate == TCP_SYN_RECV || !had))
 		return;
-	if (entry && entry->part.progress == QUEUED) {
-		closing_queued(ctx, entry, sk, oldstate, newstate, conn, owned, direct);
+	if (queued && !had)
 		return;
-	}
-	if (entry && oldstate == TCP_SYN_RECV && entry->part.progress != OPEN)
+	if (entry && !queued && oldstate == TCP_SYN_RECV && entry->part.progress != OPEN)
 		return;
 	changing_owner(&owner, entry, sk, conn->netns, oldstate, newstate, owned, direct);
+	if (queued && !(owned && owner.pid)) {
+		if (newstate == TCP_CLOSE)
+			entry->part.progress = GRAFTED;
+		return;
+	}
 	if (entry)
 		entry->part.progress = UNSHOWN;
-	if (want_conn(conn) && owner.wanted)
-		send(ctx, conn, &owner, ACTION_CLOSE);
+	if (!want_conn(conn) || !owner.wanted)
+		return;
+	if (queued)
+		send(ctx, conn, &owner, ACTION_ACCEPT);
+	send(ctx, conn, &owner, ACTION_CLOSE);
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
@@ -193,7 +179,8 @@ static __always_inline void destroy(void *ctx, struct sock *sk, const bool direc
 		return;
 	if (entry->part.progress >= GRAFTED && read_closed_conn(&conn, sk, direct)) {
 		kept_owner(&owner, entry, sk, conn.netns, direct);
-		if (entry->part.progress == GRAFTED && owner.wanted)
+		/* With an owner, accept() was seen on another CPU in the same moment. */
+		if (entry->part.progress == GRAFTED && !owner.pid && owner.wanted)
 			send(ctx, &conn, &owner, ACTION_ACCEPT);
 		if (owner.wanted)
 			send(ctx, &conn, &owner, ACTION_CLOSE);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import ipaddress
 import mmap
@@ -11,12 +12,14 @@ import socket
 import struct
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from bench import storm
 from tcpcore import fields
 from tcpcore.filters import Filters
 from tcpcore.loader.map import Map
@@ -682,3 +685,24 @@ def test_an_address_at_the_end_of_a_page(attach: str) -> None:
         rows = [e for e in running.events() if e["rport"] == 1006]
     assert [e["raddr"] for e in rows] == ["255.255.255.255"]
     assert rows[0]["result"] not in ("ok", "EINPROGRESS")
+
+
+@pytest.mark.parametrize(("tool", "rows"), [("accept", 1), ("tracer", 2)])
+def test_each_accept_of_a_storm_is_told_once(tool: str, rows: int, tmp_path: Path) -> None:
+    """Resets come on one CPU while accept() returns on another. The server's side alone."""
+    many = 2_000 if FEW else 50_000
+    storming = storm.build(tmp_path, many, 1)
+    output = tmp_path / "rows.csv"
+    options = ("--laddr", storm.ADDRESS, "--buffer", "16M", "-o", str(output))
+    with tracer(tool, "--csv", *options) as running:
+        storming.run()
+        assert running.stop() == 0
+        assert not [line for line in running.errors() if "lost" in line]
+    with output.open(newline="") as file:
+        told = Counter(
+            (row["lport"], row["rport"], row.get("action")) for row in csv.DictReader(file)
+        )
+    assert told.total() == rows * many
+    if tool == "tracer":  # a port may be in use twice
+        for lport, rport, _ in list(told):
+            assert told[lport, rport, "accept"] == told[lport, rport, "close"]
