@@ -74,20 +74,21 @@ class Tracer:
     def entries(self) -> set[Entry]:
         """What it keeps by socket or by thread: in hash maps with keys of 8 bytes."""
         found = set()
-        mine = self._maps()
+        mine = self.objects()
         for about in json.loads(sh("bpftool -j map show")):
             name, number = about.get("name", ""), about["id"]
             is_kept = about["type"] == "hash" and about["bytes_key"] == 8
-            if number in mine and is_kept and not name.startswith("target_"):
+            if ("map", number) in mine and is_kept and not name.startswith("target_"):
                 rows = json.loads(sh(f"bpftool -j map dump id {number}"))
                 found |= {(name, *("".join(row[x]) for x in ("key", "value"))) for row in rows}
         return found
 
-    def _maps(self) -> set[int]:
-        """The ids of its maps (proc(5), fdinfo)."""
+    def objects(self) -> set[tuple[str, int]]:
+        """The BPF programs ("prog"), maps and links that it holds, by id (proc(5), fdinfo)."""
         folder = Path(f"/proc/{self.pid}/fdinfo")
         told = "".join(each.read_text() for each in folder.iterdir())
-        return {int(x) for x in re.findall(r"^map_id:\s+(\d+)$", told, re.MULTILINE)}
+        found = re.findall(r"^(prog|map|link)_id:\s+(\d+)$", told, re.MULTILINE)
+        return {(kind, int(number)) for kind, number in found}
 
     def send(self, number: int) -> None:
         os.kill(self.pid, number)

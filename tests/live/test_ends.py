@@ -170,20 +170,12 @@ def bpf_objects() -> set[tuple[str, int]]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_in_the_kernel(number: signal.Signals) -> None:
-    before = bpf_objects()
     with tracer("states") as running:
-        during = bpf_objects()
+        mine = running.objects()
         running.stop(number)
-    assert {kind for kind, _ in during - before} >= {"prog", "map"}
-    settle(before)
-
-
-def settle(before: set[tuple[str, int]]) -> None:
-    """The kernel frees programs and maps after a grace period."""
-    deadline = time.monotonic() + harness.PATIENCE
-    while bpf_objects() - before and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not bpf_objects() - before
+    assert {kind for kind, _ in mine} >= {"prog", "map"}
+    # The kernel frees programs and maps after a grace period.
+    harness.until(lambda: not mine & bpf_objects())
 
 
 @pytest.mark.parametrize(
@@ -209,7 +201,7 @@ def test_nothing_is_left_open_on_any_path(options: dict[str, str]) -> None:
     for _ in range(3):
         attempt()
     assert descriptors() == before
-    settle(objects)
+    harness.until(lambda: not bpf_objects() - objects)
 
 
 def test_works_without_tracefs(attach: str) -> None:
