@@ -11,6 +11,7 @@ import platform
 import socket
 import struct
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from tcpcore.loader.map import Map
 from tcpcore.tools import states
 from tcpcore.tools import tracer as tracer_tool
 from tcpcore.tracing import Machinery, Trace, opened
-from tests.live import harness
+from tests.live import faults, harness
 from tests.live.harness import Event, Namespace, tracer
 
 Net = tuple[Namespace, Namespace]
@@ -289,28 +290,38 @@ def test_who_looks_at_a_socket_is_no_owner(tool: str) -> None:
         assert {e["pid"] for e in rows} == {os.getpid()}
 
 
-def test_who_has_the_lock_for_a_moment_is_no_owner() -> None:
-    """Another process takes the lock all the time, and so works off the packets that come."""
-    turn = mmap.mmap(-1, 4)
-    count = 50 if FEW else 200
-    with ExitStack() as stack, tracer("states", "--json") as running:
-        pairs = [stack.enter_context(harness.pair()) for _ in range(count)]
+def test_who_has_the_lock_is_no_owner() -> None:
+    """A process that peeks at what came holds the lock for as long as its memory makes it wait; the
+    FIN that comes meanwhile is worked off in its context."""
+    (waiting, say), (told, go) = socket.socketpair(), socket.socketpair()
+    with harness.pair() as (client, accepted), tracer("states", "--json") as running:
+        lport = client.getsockname()[1]
+        accepted.send(b"x")
 
-        def meddle() -> None:
-            while (now := int.from_bytes(turn[:4], "little")) < count:
-                for name in (b"reno", b"cubic"):
-                    pairs[now][0].setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
+        def peek() -> None:
+            accepted.close()  # the parent has it, and closes it last
+            page = faults.Page()
+            arguments = client.fileno(), ctypes.c_void_p(page.address), 1, socket.MSG_PEEK
+            thread = threading.Thread(target=ctypes.CDLL(None).recv, args=arguments)
+            thread.start()
+            assert page.wait(harness.PATIENCE)
+            say.send(b"x")
+            told.recv(1)
+            page.release()
+            thread.join()
 
-        child = harness.fork(meddle)
-        for number, (_, accepted) in enumerate(pairs):
-            turn[:4] = number.to_bytes(4, "little")
-            time.sleep(0.001)
-            accepted.close()
-        turn[:4] = count.to_bytes(4, "little")
+        child = harness.fork(peek)
+        waiting.settimeout(harness.PATIENCE)
+        assert waiting.recv(1)
+        accepted.close()
+        time.sleep(0.1)  # for the FIN to come into the backlog
+        go.send(b"x")
         assert harness.reap(child) == 0
-        ports = {client.getsockname()[1] for client, _ in pairs}
-        rows = [e for e in running.events() if e["lport"] in ports]
-    assert {e["pid"] for e in rows} == {os.getpid()}
+        rows = [e for e in running.events() if e["lport"] == lport]
+    for end in (waiting, say, told, go):
+        end.close()
+    assert [e["newstate"] for e in rows] == ["CLOSE_WAIT"]
+    assert rows[0]["pid"] is None
 
 
 @pytest.mark.parametrize("tool", ["life", "states", "tracer"])

@@ -97,6 +97,26 @@ def test_every_program_is_in_a_variant_and_the_other_way_round(built: Built) -> 
     assert named | run == set(file.programs)
 
 
+# What ends an entry, and what begins one.
+ENDS = {"fentry": "fexit", "kprobe": "kretprobe", "sys_enter_connect": "sys_exit_connect"}
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_what_ends_an_entry_is_attached_first(name: str) -> None:
+    """Else an entry whose end nobody saw would stay, and the next socket there inherit it."""
+    for variant in tool(name).variants:
+        order = (*variant.sections, *variant.optional)
+        places = {section: order.index(section) for section in order}
+        destroyed = next(x for x in order if x.endswith("tcp_destroy_sock"))
+        assert places[destroyed] == 0
+        assert order[1].endswith("inet_sock_set_state")
+        for begin, end in ENDS.items():
+            for section in order:
+                ending = section.replace(begin, end)
+                if begin in section and ending in places:
+                    assert places[ending] < places[section]
+
+
 def test_parameter_counts_are_of_functions_in_the_variant() -> None:
     for name in TOOLS:
         for variant in tool(name).variants:
