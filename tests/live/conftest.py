@@ -79,3 +79,13 @@ def attach(request: pytest.FixtureRequest) -> str:
 def net() -> Iterator[tuple[harness.Namespace, harness.Namespace]]:
     with harness.namespaces() as pair:
         yield pair
+
+
+@pytest.fixture
+def pins(tmp_path: Path) -> Iterator[Path]:
+    """A file system for pinned maps."""
+    harness.sh(f"mount -t bpf none '{tmp_path}'")
+    try:
+        yield tmp_path
+    finally:
+        harness.sh(f"umount '{tmp_path}'")

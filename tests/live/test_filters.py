@@ -438,16 +438,6 @@ def test_a_container(tool: str) -> None:
         assert (way, found) == (way, {whose: expected} | more)
 
 
-@pytest.fixture
-def pins(tmp_path: Path) -> Iterator[Path]:
-    """A file system for pinned maps."""
-    harness.sh(f"mount -t bpf none '{tmp_path}'")
-    try:
-        yield tmp_path
-    finally:
-        harness.sh(f"umount '{tmp_path}'")
-
-
 class Pinned:
     """A map of somebody else's."""
 

@@ -387,16 +387,6 @@ def test_owned_and_unowned_rows_agree_about_the_user(uid: int) -> None:
 # --- life: sessions older than the trace, Fast Open, errors that are no end
 
 
-@pytest.fixture
-def pins(tmp_path: Path) -> Iterator[Path]:
-    """A file system for pinned maps."""
-    harness.sh(f"mount -t bpf none '{tmp_path}'")
-    try:
-        yield tmp_path
-    finally:
-        harness.sh(f"umount '{tmp_path}'")
-
-
 def pin(path: Path, key: int) -> Path:
     """A pinned map with one key."""
     numbers = " ".join(map(str, key.to_bytes(8, "little")))
