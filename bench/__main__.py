@@ -14,6 +14,8 @@ from bench.parts import Setting
 from bench.storm import Storm, build
 from bench.tools import Tool
 from bench.tracer import TracerError
+from tcpcore.loader import elf
+from tcpcore.tracing import OBJECTS
 
 
 def _positive(text: str) -> int:
@@ -66,6 +68,8 @@ def main() -> None:
     """Run the parts that are asked for."""
     arguments = _arguments()
     host.enter()
+    for path in OBJECTS.glob("*.bpf.o"):  # as an installed package has them: `make bpf` does not
+        elf.store(path)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated"))  # not without clean-up
     try:
         with tempfile.TemporaryDirectory(prefix="tcpcore-bench-") as folder:
