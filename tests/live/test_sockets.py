@@ -229,7 +229,6 @@ def mptcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
             yield client, accepted
 
 
-@pytest.mark.each_variant
 @pytest.mark.parametrize("tool", ["connect", "accept", "tracer", "life", "states"])
 def test_mptcp(attach: str, tool: str) -> None:
     """Both ends are shown, and are ours."""
@@ -584,7 +583,6 @@ def test_raw_sockets_are_no_connects(attach: str) -> None:
     assert not [e for e in rows if e["pid"] == os.getpid() and e["rport"] != port]
 
 
-@pytest.mark.each_variant
 @pytest.mark.parametrize("tool", ["connect", "connlat"])
 @pytest.mark.parametrize("ask_first", [False, True])
 def test_fetching_a_result_is_no_connect(tool: str, attach: str, ask_first: bool) -> None:
