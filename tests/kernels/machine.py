@@ -9,7 +9,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,10 @@ from .images import Image
 BUSYBOX = Path("/bin/busybox")
 MEMORY = "2G"
 PROCESSORS = 2
+# Emulated processors sometimes stand still, or fall over each other's clocks, before the kernel is
+# up. That is seen in seconds, and the next boot is fine.
+BOOTS = 3
+BOOT_LIMIT = 240.0
 
 # To reach the host's files takes these; anything else the guest loads itself from there.
 _MODULES = ["virtio_pci", "9p", "9pnet_virtio", "overlay"]
@@ -83,7 +87,11 @@ def run(
     with TemporaryDirectory(prefix=".machine-", dir=share) as scratch:
         script = _script(command, share, folder, {**_ENVIRONMENT, **(env or {})})
         initramfs = _initramfs(image, share, script, Path(scratch))
-        ended = _emulate(_qemu(image, initramfs, share, boot_arguments), results[-1], timeout)
+        machine = _qemu(image, initramfs, share, boot_arguments)
+        for _ in range(BOOTS):
+            ended = _emulate(machine, results[-1], BOOT_LIMIT, timeout, results[1].exists)
+            if results[1].exists():
+                break
     exit_code, output, console = map(_read, results)
     return Result(
         exit_code=int(exit_code) if exit_code.strip() else None,
@@ -188,8 +196,14 @@ def _folder_device(tag: str, folder: Path, readonly: str) -> list[str]:
     return ["-fsdev", backend, "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
 
 
-def _emulate(command: Sequence[str | Path], console: Path, timeout: float) -> bool:
-    """Run a machine to its end, or to the time limit, and return whether it ended by itself."""
+def _emulate(
+    command: Sequence[str | Path],
+    console: Path,
+    boot_limit: float,
+    timeout: float,
+    is_up: Callable[[], bool],
+) -> bool:
+    """Run a machine to its end, or to a time limit, and return whether it ended by itself."""
     with console.open("wb") as log:
         machine = subprocess.Popen(
             command,
@@ -199,13 +213,18 @@ def _emulate(command: Sequence[str | Path], console: Path, timeout: float) -> bo
             start_new_session=True,
         )
         try:
-            machine.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return False
+            return _ends(machine, boot_limit) or (is_up() and _ends(machine, timeout))
         finally:
             if machine.poll() is None:
                 os.killpg(machine.pid, signal.SIGKILL)
                 machine.wait()
+
+
+def _ends(machine: subprocess.Popen[bytes], timeout: float) -> bool:
+    try:
+        machine.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return False
     return True
 
 
