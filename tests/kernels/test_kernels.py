@@ -19,7 +19,7 @@ from . import machine, report
 from .images import SUITES, Unavailable, fetch
 
 PROJECT = Path(__file__).parents[2]
-TIME_LIMIT = 2400.0
+TIME_LIMIT = 3600.0
 CONSOLE_TAIL = 60
 AT_ONCE = 4
 """Emulated processors wait a lot: more machines than processors take little longer than as many."""
