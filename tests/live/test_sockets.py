@@ -175,6 +175,8 @@ def test_a_child_inherits_nothing() -> None:
 @pytest.mark.parametrize("tool", ["connlat", "connect"])
 def test_started_in_the_middle_of_a_storm(tool: str) -> None:
     """No row is longer than its connect, or of anybody else than who made it."""
+    if FEW:  # seen with 7.2: "Oops: int3" in inet_sk_state_store, where the tracepoint is switched
+        pytest.skip("emulated processors fall over code that is patched while they run it")
     closed = harness.refused_port()
     (outcome, results), (stopping, stop) = os.pipe(), os.pipe()
     os.set_blocking(stopping, False)
@@ -194,7 +196,7 @@ def test_started_in_the_middle_of_a_storm(tool: str) -> None:
     child = harness.fork(storm)
     rows: list[Event] = []
     try:
-        for _ in range(3 if FEW else 20):
+        for _ in range(20):
             with tracer(tool, "--json", "-D", str(closed), "-n", "2000") as running:
                 time.sleep(0.05)
                 rows += running.events()
