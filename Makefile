@@ -24,6 +24,7 @@ LLVM_STRIP ?= $(if $(findstring /,$(CLANG)),$(dir $(CLANG)))$(patsubst clang%,ll
 
 OBJECTS_DIR := src/tcpcore/objects
 HEADERS := $(wildcard bpf/*.h)
+C_SOURCES := $(wildcard bpf/*.[ch] bench/*.[ch] tests/live/*.c)
 TOOLS := $(patsubst bpf/%.bpf.c,%,$(wildcard bpf/*.bpf.c))
 OBJECTS := $(foreach arch,x86 arm64,$(TOOLS:%=$(OBJECTS_DIR)/%.$(arch).bpf.o))
 STALE := $(filter-out $(OBJECTS),$(wildcard $(OBJECTS_DIR)/*.bpf.o))
@@ -62,13 +63,13 @@ lint: setup-lint ## Formats, lint rules and types
 	$(Q)$(BIN)/ruff check --quiet
 	$(Q)$(BIN)/ruff format --quiet --check
 	$(Q)$(BIN)/mypy --no-error-summary
-	$(Q)$(CLANG_FORMAT) --dry-run -Werror $(wildcard bpf/*.[ch] bench/*.[ch])
+	$(Q)$(CLANG_FORMAT) --dry-run -Werror $(C_SOURCES)
 	$(Q)$(MAKE) workflows
 
 format: setup-lint ## Bring all sources into format
 	$(Q)$(BIN)/ruff check --quiet --fix-only
 	$(Q)$(BIN)/ruff format --quiet
-	$(Q)$(CLANG_FORMAT) -i $(wildcard bpf/*.[ch] bench/*.[ch])
+	$(Q)$(CLANG_FORMAT) -i $(C_SOURCES)
 
 bench: setup-test ## Measure what tracing costs
 	$(Q)$(BIN)/python -m bench $(ARGS)
