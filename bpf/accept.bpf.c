@@ -79,23 +79,27 @@ static __always_inline void found_accepted(void *ctx, struct sock *sk, int oldst
 	}
 }
 
+static __always_inline void queued(struct sock *sk)
+{
+	struct entry entry = {.part.since_ns = bpf_ktime_get_ns()};
+
+	follow(sk, &entry);
+}
+
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct)
 {
-	struct entry entry = {.part = {.since_ns = bpf_ktime_get_ns()}};
 	struct conn conn;
 
-	if (newstate == TCP_SYN_RECV) { /* a new child: what is left at its address is another's */
+	if (is_new_child(oldstate, newstate))
 		forget(sk);
-		return;
-	}
-	if (newstate == TCP_SYN_SENT || newstate == TCP_LISTEN ||
+	if (newstate == TCP_SYN_SENT || newstate == TCP_SYN_RECV || newstate == TCP_LISTEN ||
 	    !read_closed_conn(&conn, sk, direct) || !want_conn(&conn))
 		return;
 	if (newstate != TCP_ESTABLISHED)
 		found_accepted(ctx, sk, oldstate, newstate, &conn, owned, direct);
 	else if (oldstate == TCP_SYN_RECV && !socket_of(sk))
-		follow(sk, &entry);
+		queued(sk);
 }
 
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)

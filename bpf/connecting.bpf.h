@@ -224,8 +224,7 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 		sent(sk, direct);
 		return;
 	}
-	/* A new child: what is left at its address is another's. */
-	if (oldstate == TCP_LISTEN && newstate == TCP_SYN_RECV)
+	if (is_new_child(oldstate, newstate))
 		drop_start(sk);
 	/* SYN_RECV: both sides called connect() (RFC 9293, 3.5, simultaneous open). */
 	if (newstate == TCP_SYN_RECV || (oldstate != TCP_SYN_SENT && oldstate != TCP_SYN_RECV))

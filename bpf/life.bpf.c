@@ -181,7 +181,7 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 	struct conn conn;
 
 	if (newstate == TCP_SYN_RECV) {
-		if (oldstate == TCP_LISTEN) /* a new child: what is left here is another's */
+		if (is_new_child(oldstate, newstate))
 			forget(sk);
 		return;
 	}

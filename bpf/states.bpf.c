@@ -4,7 +4,6 @@
 
 struct part {
 	__u64 since_ns; /* when the socket came to its state */
-	__u16 lport;
 	__u8 state;
 	__u8 held_from; /* old state of a row that waits for its tuple, 0: none waits */
 };
@@ -112,7 +111,7 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 		return;
 	entry = find(sk);
 	/* It begins, or begins anew: what is left at its address is another's. */
-	if (entry && (oldstate == TCP_CLOSE || newstate == TCP_SYN_RECV)) {
+	if (entry && (oldstate == TCP_CLOSE || is_new_child(oldstate, newstate))) {
 		forget_held(sk);
 		entry = NULL;
 	}
@@ -130,7 +129,6 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 	changing_owner(&owner, entry, sk, conn.netns, oldstate, newstate, owned, direct);
 	if (entry && entry->part.held_from)
 		release(ctx, key, entry->part, &conn, &owner);
-	part.lport = conn.lport;
 	if (!known)
 		part.held_from = oldstate;
 	if (remembered(sk, entry, newstate, &owner, &part) && hold(key, &part))
@@ -176,7 +174,6 @@ int send_held(struct bpf_raw_tracepoint_args *ctx)
 	since = bpf_map_lookup_elem(&held, &key);
 	if (!since || *since != row.since_ns)
 		return 0;
-	entry->part.lport = conn.lport;
 	kept_owner(&owner, entry, sk, conn.netns, false);
 	if (want_conn(&conn))
 		release(ctx, key, row, &conn, &owner);

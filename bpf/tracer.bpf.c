@@ -45,10 +45,7 @@ static __always_inline void connecting(struct sock *sk, const struct conn *conn,
 	follow(sk, &entry);
 }
 
-/*
- * A child waits to be accepted. Its end may come first, or on another CPU meanwhile: as long as it
- * is marked as queued, only its destruction shows it.
- */
+/* A child waits to be accepted. Its end may come first, or on another CPU meanwhile: see closing(). */
 static __always_inline void queued(struct sock *sk)
 {
 	/* No task owns it yet, so owner filters cannot match; its user is still the listener's. */
@@ -152,8 +149,7 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 {
 	struct conn conn;
 
-	/* A new child: what is left at its address is another's. */
-	if (oldstate == TCP_LISTEN && newstate == TCP_SYN_RECV)
+	if (is_new_child(oldstate, newstate))
 		forget(sk);
 	if (newstate != TCP_SYN_SENT && newstate != TCP_ESTABLISHED &&
 	    !is_closing(oldstate, newstate))

@@ -16,6 +16,15 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct);
 
 /*
+ * A listener's new child: what is kept of its address is another socket's, whose end was missed. At
+ * a simultaneous open (RFC 9293, 3.5) a socket comes to SYN_RECV from SYN_SENT.
+ */
+static __always_inline bool is_new_child(int oldstate, int newstate)
+{
+	return oldstate == TCP_LISTEN && newstate == TCP_SYN_RECV;
+}
+
+/*
  * Since Linux 6.1 (05b24ff9b2cf) a program is skipped that comes while it runs on the same CPU
  * already, as when a packet's change of state interrupts a system call's. So there are two: the
  * second one does in a softirq what the first one was skipped for. An interrupt may come to either

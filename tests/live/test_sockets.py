@@ -125,7 +125,7 @@ def test_no_duration_after_a_missed_change() -> None:
     with opened(states.TOOL, Filters(), Machinery()) as trace, harness.pair() as (client, end):
         read_all(trace)
         kept, lport = trace.program.map("sockets"), client.getsockname()[1]
-        state_at = kept.value_size - 6  # struct part, bpf/states.bpf.c
+        state_at = kept.value_size - 8  # struct part, bpf/states.bpf.c
         for key in list(kept.keys()):
             patch(kept, key, state_at, "B", 2)  # SYN_SENT
         client.close()
@@ -541,6 +541,24 @@ def test_an_icmp_error_is_no_end(net: Net) -> None:
 
 
 # --- sockets that are odd, or used again
+
+
+@pytest.mark.parametrize(("tool", "rows"), [("states", 4), ("tracer", 2), ("life", 1)])
+def test_a_socket_that_connects_to_itself(tool: str, rows: int, attach: str) -> None:
+    """A simultaneous open: from SYN_SENT to SYN_RECV, and still the same connection and owner."""
+    with tracer(tool, "--json", "--attach", attach) as running:
+        with socket.socket() as client:
+            client.bind(("127.0.0.1", 0))
+            port = client.getsockname()[1]
+            client.connect(("127.0.0.1", port))
+            harness.reset(client)
+        events = [e for e in running.events() if e["lport"] == e["rport"] == port]
+    assert {e["pid"] for e in events} == {os.getpid()}
+    assert len(events) == rows
+    if tool == "states":
+        states = [e["newstate"] for e in events]
+        assert states == ["SYN_SENT", "SYN_RECV", "ESTABLISHED", "CLOSE"]
+        assert [e["duration_ns"] is None for e in events] == [True, False, False, False]
 
 
 def test_odd_sockets_leave_nothing(net: Net) -> None:
