@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,17 @@ cli.main()
 """
 
 
+@contextmanager
+def attached(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """A tracer by its whole command, which has -v, once it is attached."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stderr
+        assert any(line.startswith("attached:") for line in iter(child.stderr.readline, ""))
+        yield child
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -142,15 +155,7 @@ cli.main()
 )
 def test_nothing_is_opened_or_imported_later(arguments: tuple[str, ...]) -> None:
     """Python may lie where only root reads, as in a virtual environment under /root."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", WATCHED, *arguments, "-v"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with child:
-        assert child.stderr
-        assert any(line.startswith("attached:") for line in iter(child.stderr.readline, ""))
+    with attached(sys.executable, "-c", WATCHED, *arguments, "-v") as child:
         with harness.task_name(b"odd\x1b\n\xff"):
             harness.session()
         child.send_signal(signal.SIGINT)
@@ -162,15 +167,8 @@ def test_nothing_is_opened_or_imported_later(arguments: tuple[str, ...]) -> None
 @pytest.mark.parametrize("missing", ["setuid", "setgid", "setpcap"])
 def test_one_capability_less(missing: str) -> None:
     """What it may not give up it keeps; it traces, and ends well."""
-    child = subprocess.Popen(
-        ["setpriv", f"--bounding-set=-{missing}", *TCPCORE, "states", "--json", "-v"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with child:
-        assert child.stderr
-        assert any(line.startswith("attached:") for line in iter(child.stderr.readline, ""))
+    lacking = "setpriv", f"--bounding-set=-{missing}"
+    with attached(*lacking, *TCPCORE, "states", "--json", "-v") as child:
         shown = status(child.pid)
         harness.session()
         child.send_signal(signal.SIGINT)
