@@ -68,6 +68,9 @@ static __always_inline void begin(struct sock *sk, struct start *start, const bo
 	__u32 netns = netns_of(sk);
 	__u64 key = (__u64)sk;
 
+	/* The other filters may have to wait for its addresses. */
+	if (!want_netns(netns))
+		return;
 	start->ts_ns = bpf_ktime_get_ns();
 	start->old_lport = read_closed_lport(sk);
 	owner->role = ROLE_ACTIVE;

@@ -186,6 +186,11 @@ static __always_inline bool want_unknown_task(void)
 	       !target_cgroupmap_set && !target_mntnsmap_set;
 }
 
+static __always_inline bool want_netns(__u32 netns)
+{
+	return !target_netns_count || in_list(target_netns, target_netns_count, netns);
+}
+
 static __always_inline bool want_conn(const struct conn *conn)
 {
 	if (target_family && conn->family != target_family)
@@ -194,7 +199,7 @@ static __always_inline bool want_conn(const struct conn *conn)
 		return false;
 	if (target_rport_set && !in_bitmap(target_rport, conn->rport))
 		return false;
-	if (target_netns_count && !in_list(target_netns, target_netns_count, conn->netns))
+	if (!want_netns(conn->netns))
 		return false;
 	if (target_laddr_count && !in_prefixes(target_laddr, target_laddr_count, &conn->laddr))
 		return false;

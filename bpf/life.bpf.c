@@ -185,7 +185,9 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 			forget(sk);
 		return;
 	}
-	if (newstate == TCP_LISTEN || !read_closed_conn(&conn, sk, direct))
+	/* The other filters may have to wait for its addresses. */
+	if (newstate == TCP_LISTEN || !read_closed_conn(&conn, sk, direct) ||
+	    !want_netns(conn.netns))
 		return;
 	if (newstate == TCP_ESTABLISHED) {
 		established(sk, oldstate, &conn);

@@ -121,7 +121,7 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 	if (newstate == TCP_CLOSE && !conn.lport)
 		conn.lport = read_closed_lport(sk);
 	known = newstate == TCP_CLOSE || is_tuple_known(&conn, newstate);
-	if (known && !want_conn(&conn)) {
+	if (known ? !want_conn(&conn) : !want_netns(conn.netns)) {
 		if (entry)
 			forget_held(sk);
 		return;

@@ -154,7 +154,8 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 	if (newstate != TCP_SYN_SENT && newstate != TCP_ESTABLISHED &&
 	    !is_closing(oldstate, newstate))
 		return;
-	if (!read_closed_conn(&conn, sk, direct))
+	/* The other filters may have to wait for its addresses. */
+	if (!read_closed_conn(&conn, sk, direct) || !want_netns(conn.netns))
 		return;
 	if (newstate == TCP_SYN_SENT)
 		connecting(sk, &conn, direct);

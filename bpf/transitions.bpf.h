@@ -26,29 +26,69 @@ static __always_inline bool is_new_child(int oldstate, int newstate)
 
 /*
  * Since Linux 6.1 (05b24ff9b2cf) a program is skipped that comes while it runs on the same CPU
- * already, as when a packet's change of state interrupts a system call's. So there are two: the
- * second one does in a softirq what the first one was skipped for. An interrupt may come to either
- * of them, and never to both.
+ * already: when a packet's change of state interrupts a system call's, and since 7.0, where
+ * tracepoints can be preempted, when another task's does. So there are two: the second one does
+ * what the first one was skipped for.
  */
 
+#define UNDER_WAY 4
+
+/* A change that the first program has seen and the second one has not. */
 struct seen {
 	__u64 sk; /* 0: none */
 	int newstate;
 };
 
-/* The softirq's change that the first program has seen and the second has not, per CPU. */
+/*
+ * Per CPU: the change under way, those that it interrupted, and those that the second program was
+ * skipped for. Only the first program takes a place, and only the second one gives it back.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct seen);
-} seen_change SEC(".maps");
+	__type(value, struct seen[UNDER_WAY]);
+} seen_changes SEC(".maps");
 
 static __always_inline struct seen *seen_here(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&seen_change, &zero);
+	return bpf_map_lookup_elem(&seen_changes, &zero);
+}
+
+static __always_inline void note_change(struct sock *sk, int newstate)
+{
+	struct seen *seen = seen_here();
+	int i;
+
+	if (!seen)
+		return;
+#pragma unroll
+	for (i = 0; i < UNDER_WAY - 1; i++, seen++)
+		if (!seen->sk)
+			break;
+	if (seen->sk) /* the second program was skipped then */
+		__sync_fetch_and_add(&made_up_for, 1);
+	seen->sk = (__u64)sk;
+	seen->newstate = newstate;
+}
+
+static __always_inline bool is_noted(struct sock *sk, int newstate)
+{
+	struct seen *seen = seen_here();
+	int i;
+
+	if (!seen)
+		return true;
+#pragma unroll
+	for (i = 0; i < UNDER_WAY; i++, seen++) {
+		if (seen->sk == (__u64)sk && seen->newstate == newstate) {
+			seen->sk = 0;
+			return true;
+		}
+	}
+	return false;
 }
 
 static __always_inline bool is_owned(struct sock *sk, const bool direct)
@@ -59,38 +99,20 @@ static __always_inline bool is_owned(struct sock *sk, const bool direct)
 static __always_inline int change(void *ctx, struct sock *sk, int oldstate, int newstate,
 				  const bool direct)
 {
-	bool owned = is_owned(sk, direct);
-	struct seen *seen;
-
 	if (!is_tcp(sk, direct))
 		return 0;
-	seen = owned ? NULL : seen_here();
-	if (seen) {
-		if (seen->sk) /* the second program was skipped then */
-			__sync_fetch_and_add(&made_up_for, 1);
-		seen->sk = (__u64)sk;
-		seen->newstate = newstate;
-	}
-	transition(ctx, sk, oldstate, newstate, owned, direct);
+	note_change(sk, newstate);
+	transition(ctx, sk, oldstate, newstate, is_owned(sk, direct), direct);
 	return 0;
 }
 
 static __always_inline int change_again(void *ctx, struct sock *sk, int oldstate, int newstate,
 					const bool direct)
 {
-	struct seen *seen;
-
-	if (is_owned(sk, direct) || !is_tcp(sk, direct))
+	if (is_noted(sk, newstate) || !is_tcp(sk, direct))
 		return 0;
-	seen = seen_here();
-	if (!seen)
-		return 0;
-	if (seen->sk == (__u64)sk && seen->newstate == newstate) {
-		seen->sk = 0;
-		return 0;
-	}
 	__sync_fetch_and_add(&made_up_for, 1);
-	transition(ctx, sk, oldstate, newstate, false, direct);
+	transition(ctx, sk, oldstate, newstate, is_owned(sk, direct), direct);
 	return 0;
 }
 
@@ -118,7 +140,7 @@ int BPF_PROG(change_again_raw, struct sock *sk, int oldstate, int newstate)
 	return change_again(ctx, sk, oldstate, newstate, false);
 }
 
-/* It runs with softirqs off, so that it interrupts nothing. */
+/* It runs with softirqs off, so that nothing of its kind interrupts it. */
 SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(destroy_btf, struct sock *sk)
 {

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,19 +18,16 @@ from pathlib import Path
 
 from mutants.candidates import Mutant, essence
 
-PYTEST = (
-    *(sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-rfE", "-p", "no:cacheprovider"),
-    "--rerun-except=.",  # no second attempt
-    # These look at everything that the kernel holds, also for the trial beside this one.
-    *("-k", "not nothing_is_left"),
-)
-# Ports of its own, and network namespaces that are gone when it is killed.
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-rfE", "-p", "no:cacheprovider")
+# Network namespaces that are gone when it is killed.
 ISOLATED = (
     *("unshare", "--net", "--mount", "sh", "-c"),
     'mkdir -p /run/netns && mount -t tmpfs none /run/netns && ip link set lo up && exec "$@"',
     "sh",
 )
 AS_ROOT = os.geteuid() == 0
+TIMEOUT = 600  # seconds, for all tests of a kind; they take less than half of it
+ALONE = threading.Lock()  # live tests see all that happens on the host
 running: set[subprocess.Popen[bytes]] = set()
 
 
@@ -90,12 +88,19 @@ class Checkout:
             found += [bare.read_bytes(), types]
         return found
 
-    def test(self, path: str, timeout: float | None = None) -> str:
+    def test(self, path: str) -> str:
         """The test that fails with this file mutated; empty if all pass."""
+        failed = self._test(order(self.root, "unit", path))
+        if failed or not AS_ROOT:
+            return failed
+        with ALONE:
+            return self._test(order(self.root, "live", path))
+
+    def _test(self, tests: list[str]) -> str:
         # Into a file: an orphan that a test left would keep a pipe open.
         with tempfile.TemporaryFile("w+") as said:
             child = subprocess.Popen(
-                [*(ISOLATED if AS_ROOT else ()), *PYTEST, *order(self.root, path)],
+                [*(ISOLATED if AS_ROOT else ()), *PYTEST, *tests],
                 cwd=self.root,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
@@ -105,7 +110,7 @@ class Checkout:
             )
             running.add(child)
             try:
-                code = child.wait(timeout)
+                code = child.wait(TIMEOUT)
             except subprocess.TimeoutExpired:
                 return "a test that does not end"
             finally:
@@ -149,16 +154,15 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             time.sleep(0.1)
 
 
-def order(root: Path, path: str) -> list[str]:
-    """The rootless tests, then the live ones; of each kind first those that concern the file."""
+def order(root: Path, kind: str, path: str) -> list[str]:
+    """The tests of a kind; first those that concern the file."""
     names = {Path(path).stem} if path.endswith(".py") else set(users(root, Path(path).name))
 
     def rank(test: Path) -> tuple[bool, Path]:
         return test.stem.removeprefix("test_") not in names, test
 
-    kinds = ("unit", "live") if AS_ROOT else ("unit",)
-    tests = (sorted(root.glob(f"tests/{kind}/test_*.py"), key=rank) for kind in kinds)
-    return [str(test.relative_to(root)) for kind in tests for test in kind]
+    tests = sorted(root.glob(f"tests/{kind}/test_*.py"), key=rank)
+    return [str(test.relative_to(root)) for test in tests]
 
 
 def users(root: Path, file: str) -> Iterator[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from tcpcore import clock, fields, privilege
@@ -25,6 +27,7 @@ SLACK_NS = 1_000_000
 """How long a program may take from its time stamp to the ring: events younger than this wait for
 the next batch, since an older one may still come from another CPU."""
 
+_SEEN = struct.Struct("=Qi4x")  # struct seen: a socket, and its state
 _ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 
 
@@ -140,11 +143,22 @@ class Trace:
     def losses(self) -> Losses:
         """Everything lost since the start. The kernel's record of a full ring comes late or never,
         our own count leaves out what the kernel refused elsewhere: the larger is right."""
-        names = ("lost_ring", "lost_map", "lost_output", "made_up_for")
-        ring, sockets, output, made_up_for = self.program.counters(*names)
-        missed = max(0, self.program.missed() - made_up_for)
+        ring, sockets, output = self.program.counters("lost_ring", "lost_map", "lost_output")
+        ring, missed = max(self._lost, ring), self._missed()
         answers = self._derive.lost() if self._derive else 0
-        return Losses(max(self._lost, ring), sockets, missed, self._malformed, output, answers)
+        return Losses(ring, sockets, missed, self._malformed, output, answers)
+
+    def _missed(self) -> int:
+        """Of the skipped programs those whose work no other one did (transitions.bpf.h)."""
+        missed = self.program.missed()  # first: what is skipped meanwhile may be made up for, too
+        (made_up_for,) = self.program.counters("made_up_for")
+        if missed <= made_up_for or "seen_changes" not in self.program.file.variables(".maps"):
+            return max(0, missed - made_up_for)
+        # What a second program was skipped for stays there until its place is needed.
+        of_each_cpu = self.program.map("seen_changes").get_of_each_cpu(bytes(4))
+        seen = chain.from_iterable(map(_SEEN.iter_unpack, of_each_cpu))
+        uncounted: int = sum(sk != 0 for sk, _ in seen)
+        return max(0, missed - made_up_for - uncounted)
 
 
 @contextmanager

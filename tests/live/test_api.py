@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -140,3 +141,16 @@ def test_an_event_without_a_ring_is_not_told_as_a_full_one() -> None:
         ports(5)
         losses = events.losses()
         assert (losses.output, losses.ring) == (5, 0)
+
+
+def test_a_per_cpu_map_is_read_whole() -> None:
+    """What a session left behind: on some CPU a state that it came to."""
+    with tcpcore.trace("states", **mine()) as events:
+        harness.session("127.0.0.1")
+        changes = events._trace.program.map("seen_changes")
+        values = changes.get_of_each_cpu(bytes(4))
+        assert changes.get_of_each_cpu(b"\1\0\0\0") == []
+    assert len(values) == libbpf().libbpf_num_possible_cpus()
+    states = [state for value in values for _, state in struct.iter_unpack("=Qi4x", value)]
+    assert all(0 <= state < 16 for state in states)
+    assert any(states)

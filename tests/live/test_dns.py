@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import signal
 import socket
@@ -22,7 +23,8 @@ Net = tuple[Namespace, Namespace]
 
 STUB, RESOLVER6 = "127.0.0.53", "::1"  # as systemd-resolved's, and another
 HOST, HOST6, UNKNOWN = "10.78.0.1", "fd78::1", "10.78.0.2"
-PORTS = itertools.count(1001)  # a new one for each connect
+# A new one for each connect, and others where the same test runs beside this one (make mutants).
+PORTS = itertools.count(1001 + os.getpid() % 100 * 100)
 LARGE = 4096  # bytes of an answer; over UDP it takes EDNS (RFC 6891, 6.2.5) to exceed 512
 
 

@@ -81,6 +81,19 @@ def test_what_a_filter_rejects_has_no_entry(attach: str, tool: str, net: Net) ->
         assert running.events() == []
 
 
+@pytest.mark.parametrize("tool", TOOLS)
+def test_another_namespace_takes_no_place(tool: str, net: Net) -> None:
+    """Not even while its connects wait for an answer, or for their addresses."""
+    here, other = net
+    with (
+        tracer(tool, "--netns", other.name) as running,
+        here.entered(),
+        harness.start_hanging(here.nobody, 1003),
+        harness.pair(),
+    ):
+        assert not running.entries()
+
+
 @pytest.mark.parametrize("tool", ["accept", "connect", "connlat"])
 def test_what_is_answered_or_accepted_has_no_entry(attach: str, tool: str, net: Net) -> None:
     """All was told of it: it needs no place while it lives."""

@@ -221,9 +221,9 @@ def mptcp_socket() -> socket.socket:
 
 
 @contextmanager
-def mptcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+def mptcp_pair(host: str = "127.0.0.1") -> Iterator[tuple[socket.socket, socket.socket]]:
     with mptcp_socket() as server, mptcp_socket() as client:
-        server.bind(("127.0.0.1", 0))
+        server.bind((host, 0))
         server.listen()
         server.settimeout(harness.PATIENCE)
         client.connect(server.getsockname())
@@ -258,6 +258,46 @@ def test_mptcp(attach: str, tool: str) -> None:
             )
         case _:
             assert {e["lport"] for e in ours} == {lport, port}
+
+
+@pytest.mark.parametrize("tool", ["connect", "accept", "tracer", "life"])
+def test_a_subflow_that_the_kernel_adds(attach: str, tool: str) -> None:
+    """It connects and ends like any other; nobody accepts it. Its owner is no kernel thread."""
+    mptcp_socket().close()
+    second = "10.78.0.2"  # the kernel uses it for a subflow of its own (ip-mptcp(8))
+    with harness.namespaces() as (here, _):
+        harness.sh(f"ip -n {here.name} addr add {second}/32 dev lo")
+        harness.sh(f"ip -n {here.name} mptcp limits set subflows 2 add_addr_accepted 2")
+        harness.sh(f"ip -n {here.name} mptcp endpoint add {second} dev lo subflow")
+        arguments = ("--json", "--attach", attach, "--netns", here.name)
+        with tracer(tool, *arguments) as running, here.entered():
+            with mptcp_pair(here.address) as (client, accepted):
+                port = client.getpeername()[1]
+                client.sendall(b"x")
+                assert accepted.recv(1)
+                harness.until(lambda: second in established(port))
+            harness.until(lambda: not established(port))
+            rows = running.events()
+    added = [e for e in rows if second in (e["laddr"], e["raddr"])]
+    assert len(rows) > len(added)
+    assert {e["pid"] for e in added} <= {os.getpid(), None}
+    match tool:
+        case "connect":
+            assert [(e["laddr"], e["result"]) for e in added] == [(second, "ok")]
+        case "accept":
+            assert added == []
+        case "tracer":
+            assert [(e["laddr"], e["action"]) for e in added] == [
+                (second, "connect"),
+                (second, "close"),
+            ]
+        case _:
+            assert sorted(e["laddr"] for e in added) == [here.address, second]
+
+
+def established(port: int) -> str:
+    """The connections to a port, as ss(8) shows them."""
+    return harness.sh(f"ss -Htn state established '( dport = :{port} )'")
 
 
 # --- whose a socket is

@@ -78,7 +78,7 @@ def test_files() -> None:
 
 
 def test_tests_that_concern_a_file_come_first() -> None:
-    tests = order(ROOT, "src/tcpcore/filters.py")
+    tests = order(ROOT, "unit", "src/tcpcore/filters.py")
     assert tests[0] == "tests/unit/test_filters.py" and len(set(tests)) == len(tests)
     assert {*users(ROOT, "connecting.bpf.h")} == {"connect", "connlat"}
     assert {*users(ROOT, "sock.bpf.h")} == {*TOOLS}

@@ -36,6 +36,8 @@ class FakeProgram:
         self.refuses_calls = False
         self.counts = {"lost_ring": 0, "lost_map": 0, "lost_output": 0, "made_up_for": 0}
         self.misses = 0
+        self.seen = [bytes(32), bytes(32)]  # two times struct seen, of two CPUs
+        self.file = SimpleNamespace(variables=lambda section: {"seen_changes": None})
 
     def _take(self, layout: Any) -> Batch:
         self.called.append(("take",))
@@ -45,6 +47,8 @@ class FakeProgram:
         self.waited.append(seconds)
 
     def map(self, name: str) -> Any:
+        if name == "seen_changes":
+            return SimpleNamespace(get_of_each_cpu=lambda key: self.seen)
         return SimpleNamespace(keys=lambda: iter(self.keys[name]))
 
     def call(self, section: str, key: int) -> None:
@@ -140,6 +144,25 @@ def test_every_loss_is_told() -> None:
     at_work.read()
     # The kernel's own record of a full ring counts the same events, or more: the larger is right.
     assert at_work.losses() == Losses(ring=11, map=2, missed=8, malformed=3, output=4)
+
+
+def test_a_second_program_that_was_skipped_is_no_loss_before_the_cpu_counts_it() -> None:
+    """A CPU notices that at its next change of state, which a trace that ends never sees."""
+    program = FakeProgram()
+    program.counts["made_up_for"] = 20
+    program.misses = 24
+    none, one = bytes(8) + b"\x07" + bytes(7), bytes(7) + b"\x88" + bytes(8)
+    program.seen = [one + one, none + one]  # none: a state is left, of no socket
+    assert trace(program).losses() == Losses(missed=1)
+    program.misses = 20
+    assert not trace(program).losses()
+
+
+def test_a_tool_without_state_changes_tells_every_skipped_program() -> None:
+    program = FakeProgram()
+    program.file = SimpleNamespace(variables=lambda section: {})
+    program.misses = 2
+    assert trace(program).losses() == Losses(missed=2)
 
 
 @pytest.mark.parametrize("kind", ["ring", "map", "missed", "malformed", "output"])

@@ -27,7 +27,16 @@ class Map:
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None when the key is not there. Not for per-CPU maps."""
-        value = ctypes.create_string_buffer(self.value_size)
+        return self._look_up(key, self.value_size)
+
+    def get_of_each_cpu(self, key: bytes) -> list[bytes]:
+        """The values of all possible CPUs; [] when the key is not there. For per-CPU maps alone."""
+        size = -(-self.value_size // 8) * 8  # the kernel rounds up: bpf_percpu_array_copy()
+        values = self._look_up(key, size * libbpf().libbpf_num_possible_cpus()) or b""
+        return [values[i : i + self.value_size] for i in range(0, len(values), size)]
+
+    def _look_up(self, key: bytes, size: int) -> bytes | None:
+        value = ctypes.create_string_buffer(size)
         try:
             with self._life:
                 libbpf().bpf_map_lookup_elem(self.fd, key, value)
