@@ -31,8 +31,6 @@ static __always_inline bool is_new_child(int oldstate, int newstate)
  * what the first one was skipped for.
  */
 
-#define UNDER_WAY 4
-
 /* A change that the first program has seen and the second one has not. */
 struct seen {
 	__u64 sk; /* 0: none */
@@ -40,55 +38,68 @@ struct seen {
 };
 
 /*
- * Per CPU: the change under way, those that it interrupted, and those that the second program was
- * skipped for. Only the first program takes a place, and only the second one gives it back.
+ * Per CPU: the changes under way, and those that the second program was skipped for. Only the first
+ * program takes a place, and only the second one gives it back.
  */
+struct seen_changes {
+	struct seen packet;   /* by packets and timers: one is over before the next one begins */
+	struct seen tasks[3]; /* by system calls: one may be interrupted for another */
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct seen[UNDER_WAY]);
+	__type(value, struct seen_changes);
 } seen_changes SEC(".maps");
 
-static __always_inline struct seen *seen_here(void)
+static __always_inline struct seen_changes *seen_here(void)
 {
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&seen_changes, &zero);
 }
 
-static __always_inline void note_change(struct sock *sk, int newstate)
+static __always_inline struct seen *free_place(struct seen_changes *seen, const bool owned)
 {
-	struct seen *seen = seen_here();
-	int i;
+	if (!owned)
+		return &seen->packet;
+	if (!seen->tasks[0].sk)
+		return &seen->tasks[0];
+	if (!seen->tasks[1].sk)
+		return &seen->tasks[1];
+	return &seen->tasks[2];
+}
+
+static __always_inline void note_change(struct sock *sk, int newstate, const bool owned)
+{
+	struct seen_changes *seen = seen_here();
+	struct seen *place;
 
 	if (!seen)
 		return;
-#pragma unroll
-	for (i = 0; i < UNDER_WAY - 1; i++, seen++)
-		if (!seen->sk)
-			break;
-	if (seen->sk) /* the second program was skipped then */
+	place = free_place(seen, owned);
+	if (place->sk) /* the second program was skipped then */
 		__sync_fetch_and_add(&made_up_for, 1);
-	seen->sk = (__u64)sk;
-	seen->newstate = newstate;
+	place->sk = (__u64)sk;
+	place->newstate = newstate;
+}
+
+static __always_inline bool cross_out(struct seen *place, struct sock *sk, int newstate)
+{
+	if (place->sk != (__u64)sk || place->newstate != newstate)
+		return false;
+	place->sk = 0;
+	return true;
 }
 
 static __always_inline bool is_noted(struct sock *sk, int newstate)
 {
-	struct seen *seen = seen_here();
-	int i;
+	struct seen_changes *seen = seen_here();
 
-	if (!seen)
-		return true;
-#pragma unroll
-	for (i = 0; i < UNDER_WAY; i++, seen++) {
-		if (seen->sk == (__u64)sk && seen->newstate == newstate) {
-			seen->sk = 0;
-			return true;
-		}
-	}
-	return false;
+	return !seen || cross_out(&seen->packet, sk, newstate) ||
+	       cross_out(&seen->tasks[0], sk, newstate) ||
+	       cross_out(&seen->tasks[1], sk, newstate) || cross_out(&seen->tasks[2], sk, newstate);
 }
 
 static __always_inline bool is_owned(struct sock *sk, const bool direct)
@@ -99,10 +110,12 @@ static __always_inline bool is_owned(struct sock *sk, const bool direct)
 static __always_inline int change(void *ctx, struct sock *sk, int oldstate, int newstate,
 				  const bool direct)
 {
+	bool owned = is_owned(sk, direct);
+
 	if (!is_tcp(sk, direct))
 		return 0;
-	note_change(sk, newstate);
-	transition(ctx, sk, oldstate, newstate, is_owned(sk, direct), direct);
+	note_change(sk, newstate, owned);
+	transition(ctx, sk, oldstate, newstate, owned, direct);
 	return 0;
 }
 
