@@ -42,6 +42,7 @@ struct seen {
  * program takes a place, and only the second one gives it back.
  */
 struct seen_changes {
+	bool first_runs;      /* the first program is at work, or interrupted there */
 	struct seen packet;   /* by packets and timers: one is over before the next one begins */
 	struct seen tasks[3]; /* by system calls: one may be interrupted for another */
 };
@@ -71,6 +72,7 @@ static __always_inline struct seen *free_place(struct seen_changes *seen, const 
 	return &seen->tasks[2];
 }
 
+/* By the first program, as it begins to work. */
 static __always_inline void note_change(struct sock *sk, int newstate, const bool owned)
 {
 	struct seen_changes *seen = seen_here();
@@ -78,11 +80,20 @@ static __always_inline void note_change(struct sock *sk, int newstate, const boo
 
 	if (!seen)
 		return;
+	seen->first_runs = true;
 	place = free_place(seen, owned);
 	if (place->sk) /* the second program was skipped then */
 		__sync_fetch_and_add(&made_up_for, 1);
 	place->sk = (__u64)sk;
 	place->newstate = newstate;
+}
+
+static __always_inline void first_ends(void)
+{
+	struct seen_changes *seen = seen_here();
+
+	if (seen)
+		seen->first_runs = false;
 }
 
 static __always_inline bool cross_out(struct seen *place, struct sock *sk, int newstate)
@@ -93,12 +104,19 @@ static __always_inline bool cross_out(struct seen *place, struct sock *sk, int n
 	return true;
 }
 
-static __always_inline bool is_noted(struct sock *sk, int newstate)
+/*
+ * Asked by the second program. Where the first one was interrupted for this change, a note of the
+ * same socket and state is an old one.
+ */
+static __always_inline bool is_seen(struct sock *sk, int newstate)
 {
 	struct seen_changes *seen = seen_here();
 
-	return !seen || cross_out(&seen->packet, sk, newstate) ||
-	       cross_out(&seen->tasks[0], sk, newstate) ||
+	if (!seen)
+		return true;
+	if (seen->first_runs)
+		return false;
+	return cross_out(&seen->packet, sk, newstate) || cross_out(&seen->tasks[0], sk, newstate) ||
 	       cross_out(&seen->tasks[1], sk, newstate) || cross_out(&seen->tasks[2], sk, newstate);
 }
 
@@ -116,13 +134,14 @@ static __always_inline int change(void *ctx, struct sock *sk, int oldstate, int 
 		return 0;
 	note_change(sk, newstate, owned);
 	transition(ctx, sk, oldstate, newstate, owned, direct);
+	first_ends();
 	return 0;
 }
 
 static __always_inline int change_again(void *ctx, struct sock *sk, int oldstate, int newstate,
 					const bool direct)
 {
-	if (is_noted(sk, newstate) || !is_tcp(sk, direct))
+	if (is_seen(sk, newstate) || !is_tcp(sk, direct))
 		return 0;
 	__sync_fetch_and_add(&made_up_for, 1);
 	transition(ctx, sk, oldstate, newstate, is_owned(sk, direct), direct);

@@ -28,6 +28,7 @@ SLACK_NS = 1_000_000
 the next batch, since an older one may still come from another CPU."""
 
 _SEEN = struct.Struct("=Qi4x")  # struct seen: a socket, and its state
+_BEFORE_SEEN = 8  # bytes of struct seen_changes
 _ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 
 
@@ -156,7 +157,7 @@ class Trace:
             return max(0, missed - made_up_for)
         # What a second program was skipped for stays there until its place is needed.
         of_each_cpu = self.program.map("seen_changes").get_of_each_cpu(bytes(4))
-        seen = chain.from_iterable(map(_SEEN.iter_unpack, of_each_cpu))
+        seen = chain.from_iterable(_SEEN.iter_unpack(x[_BEFORE_SEEN:]) for x in of_each_cpu)
         uncounted: int = sum(sk != 0 for sk, _ in seen)
         return max(0, missed - made_up_for - uncounted)
 

@@ -36,7 +36,7 @@ class FakeProgram:
         self.refuses_calls = False
         self.counts = {"lost_ring": 0, "lost_map": 0, "lost_output": 0, "made_up_for": 0}
         self.misses = 0
-        self.seen = [bytes(32), bytes(32)]  # two times struct seen, of two CPUs
+        self.seen = [bytes(40), bytes(40)]  # struct seen_changes, shortened, of two CPUs
         self.file = SimpleNamespace(variables=lambda section: {"seen_changes": None})
 
     def _take(self, layout: Any) -> Batch:
@@ -151,8 +151,9 @@ def test_a_second_program_that_was_skipped_is_no_loss_before_the_cpu_counts_it()
     program = FakeProgram()
     program.counts["made_up_for"] = 20
     program.misses = 24
+    # A program that runs is no change; none: a state is left, of no socket.
     none, one = bytes(8) + b"\x07" + bytes(7), bytes(7) + b"\x88" + bytes(8)
-    program.seen = [one + one, none + one]  # none: a state is left, of no socket
+    program.seen = [b"\1" + bytes(7) + x for x in (one + one, none + one)]
     assert trace(program).losses() == Losses(missed=1)
     program.misses = 20
     assert not trace(program).losses()
