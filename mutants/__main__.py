@@ -32,7 +32,7 @@ def main() -> None:
         folders = [Path(folder, str(i)) for i in range(options.jobs + 1)]
         bench, *copies = [Checkout.copy(ROOT, path) for path in folders]
         with ThreadPoolExecutor(options.jobs) as pool, stopping(pool):
-            list(pool.map(untouched, copies))
+            pool.submit(untouched, bench).result()
             trials = Trials(copies)
             order = places(ROOT, options.files or sources(ROOT, options.only), options.seed)
             chosen = itertools.islice(choose(bench, order, options.seed), options.sample)

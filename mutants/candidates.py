@@ -95,8 +95,10 @@ class _Essence(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
-        """Without the alias of a type, as in Texts = list[str]."""
+        """Without __all__, and the alias of a type, as in Texts = list[str]."""
         target = node.targets[0]
+        if isinstance(target, ast.Name) and target.id == "__all__":
+            return None
         is_alias = isinstance(target, ast.Name) and re.match("_?[A-Z][a-z]", target.id)
         if is_alias and isinstance(node.value, ast.Subscript | ast.BinOp):
             return None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tcpcore.errors import PrivilegeError, UnsupportedError
 from tests.live import harness
 
 VARIANTS = ("fentry", "kprobe", "tracepoint")
@@ -48,12 +49,13 @@ def is_its_turn(item: pytest.Item) -> bool:
 
 @cache
 def refusal(attach: str) -> str:
-    """Why this kernel does not take a variant; empty if it does."""
-    try:
-        with harness.tracer("states", "--attach", attach):
-            return ""
-    except AssertionError as e:
-        return str(e)
+    """Why this kernel does not take a variant; empty if it does. A fault of ours is no reason."""
+    probe = harness.Tracer("states", "--attach", attach)
+    if probe.attached:
+        assert probe.stop() == 0, probe.errors()
+        return ""
+    assert probe.wait() in (UnsupportedError.exit_code, PrivilegeError.exit_code), probe.errors()
+    return "; ".join(probe.errors())
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,6 +10,7 @@ from tests.unit.samples import ROOT, TOOLS
 
 SOURCE = '''"""A docstring."""
 from typing import Annotated, NamedTuple, cast
+__all__ = ["Event"]
 Texts = list[str]
 class Event(NamedTuple):
     pid: int
@@ -27,6 +28,7 @@ def option(wide: Annotated[bool, print("--wide", "More columns.")] = False) -> i
         ("A docstring", "Another"),
         ('"""A docstring."""', "pass"),
         ("from typing import Annotated, NamedTuple, cast", "pass"),
+        ('["Event"]', '["Even"]'),
         ("list[str]", "list[int]"),
         ("More columns", "Less columns"),
         ("-> int", "-> str"),
