@@ -45,6 +45,8 @@ def proc(tmp_path: Path) -> Path:
     process(tmp_path, 600, OTHER, 7)
     process(tmp_path, 700, OTHER + 1, 40, 7)
     (tmp_path / "9").mkdir()  # exited meanwhile: neither ns nor status
+    process(tmp_path, 508, INNER, 8)
+    (tmp_path / "508/status").unlink()  # exited between the two
     (tmp_path / "self").symlink_to("7")
     (tmp_path / "meminfo").touch()
     return tmp_path
