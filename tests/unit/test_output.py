@@ -37,6 +37,17 @@ OWN = {
     "tracer": {"cgroup_id", "tid", "action"},
 }
 
+# Scripts cut columns by their place. Most are those of libbpf-tools.
+HEADERS = {
+    "accept": "PID    COMM        IP RADDR           RPORT LADDR           LPORT WAIT(ms)",
+    "connect": "PID    COMM        IP SADDR           DADDR           DPORT RESULT",
+    "connlat": "PID    COMM        IP SADDR           DADDR           DPORT LAT(ms) RESULT",
+    "life": "PID    COMM       LADDR           LPORT RADDR           RPORT TX_KB  RX_KB  MS",
+    "states": "SKADDR           PID     COMM       LADDR           LPORT RADDR           RPORT "
+    "OLDSTATE    -> NEWSTATE    MS",
+    "tracer": "T PID    COMM        IP SADDR           DADDR           SPORT DPORT",
+}
+
 NASTY = (
     (b"\x1b[2J\x1b]0;x\x07", r"\x1b[2J\x1b]0;x\x07"),
     (b'say "hi", you', 'say "hi", you'),
@@ -61,6 +72,10 @@ def lines_up(header: str, row: str) -> bool:
     return all(
         row[at] != " " and (at == 0 or row[at - 1] == " ") for at in starts(header.rstrip("\n"))
     )
+
+
+def test_columns_stay_where_they_are(each: Tool) -> None:
+    assert Table(each, False, False, False).header() == HEADERS[each.name] + "\n"
 
 
 @pytest.mark.parametrize("wide", [False, True])
