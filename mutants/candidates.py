@@ -117,6 +117,13 @@ class _Essence(ast.NodeTransformer):
         """Without what hints alone need; where more needs it, the import fails anyway."""
         return None if node.module in ("typing", "collections.abc") else node
 
+    def visit_If(self, node: ast.If) -> ast.AST:
+        """Without what stands behind its end."""
+        ends = [i for i, x in enumerate(node.body) if isinstance(x, ast.Raise | ast.Continue)]
+        if ends:
+            node.body = node.body[: ends[0] + 1]
+        return self.generic_visit(node)
+
     def visit_Pass(self, node: ast.Pass) -> None:
         """As little as a docstring, in whose place a mutant may have it."""
 

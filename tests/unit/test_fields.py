@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NamedTuple, get_args
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpcore import fields, net, output
-from tests.unit.samples import address, comm
+from tests.unit.samples import ROOT, address, comm
 
 
 def forms(annotation: Any, raw: Any) -> tuple[Any, str, str]:
@@ -86,6 +87,12 @@ def test_different_task_names_stay_different(one: bytes, other: bytes) -> None:
 )
 def test_escapes(raw: bytes, text: str) -> None:
     assert net.escape(raw) == text
+
+
+def test_states_have_the_kernels_names() -> None:
+    source = (ROOT / "bpf/vmlinux.h").read_text()
+    names = re.findall(r"^\s*TCP_([A-Z_0-9]+)(?: = 1)?,$", source, re.MULTILINE)
+    assert [net.state_name(i) for i in range(15)] == ["UNKNOWN", *names, "13", "14"]
 
 
 @given(st.binary(min_size=16, max_size=16))

@@ -18,6 +18,7 @@ def option(wide: Annotated[bool, print("--wide", "More columns.")] = False) -> i
     count: int = 1  # a comment
     if wide:
         raise ValueError(f"a number below {count + 1}")
+        return 0
     return cast(int, count)
 '''
 
@@ -35,6 +36,7 @@ def option(wide: Annotated[bool, print("--wide", "More columns.")] = False) -> i
         ("count: int", "count: str"),
         ("a comment", "a remark"),
         ("a number below", "no number below"),
+        ("return 0", "return 1"),
         ("cast(int", "cast(str"),
     ],
 )
