@@ -19,6 +19,7 @@ from pathlib import Path
 from mutants.candidates import Mutant, essence
 
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-rfE", "-p", "no:cacheprovider")
+TYPES = (sys.executable, "-m", "mypy", "--no-error-summary")
 # Network namespaces that are gone when it is killed.
 ISOLATED = (
     *("unshare", "--net", "--mount", "sh", "-c"),
@@ -89,8 +90,10 @@ class Checkout:
         return found
 
     def test(self, path: str) -> str:
-        """The test that fails with this file mutated; empty if all pass."""
+        """The test that fails with this file mutated, or the check of types; empty if all pass."""
         failed = self._test(order(self.root, "unit", path))
+        if not failed and path.endswith(".py") and not self._succeeds(*TYPES):
+            failed = "mypy"
         if failed or not AS_ROOT:
             return failed
         with ALONE:
