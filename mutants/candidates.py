@@ -119,9 +119,7 @@ class _Essence(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If) -> ast.AST:
         """Without what stands behind its end."""
-        ends = [i for i, x in enumerate(node.body) if isinstance(x, ast.Raise | ast.Continue)]
-        if ends:
-            node.body = node.body[: ends[0] + 1]
+        node.body, node.orelse = _to_end(node.body), _to_end(node.orelse)
         return self.generic_visit(node)
 
     def visit_Pass(self, node: ast.Pass) -> None:
@@ -130,6 +128,11 @@ class _Essence(ast.NodeTransformer):
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         is_prose = isinstance(node.value, str) and PROSE.search(node.value)
         return ast.Constant("prose") if is_prose else node
+
+
+def _to_end(block: list[ast.stmt]) -> list[ast.stmt]:
+    ends = (ast.Raise, ast.Return, ast.Continue, ast.Break)
+    return block[: next((i + 1 for i, x in enumerate(block) if isinstance(x, ends)), None)]
 
 
 def _has_call(node: ast.AST) -> bool:

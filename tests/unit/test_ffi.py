@@ -77,6 +77,13 @@ def test_an_error_has_call_errno_and_what_libbpf_said(tmp_path: Path) -> None:
     assert str(e.value).startswith("bpf_object__open_file: No such file or directory: ")
 
 
+def test_a_path_that_is_no_text_is_told_all_the_same(tmp_path: Path) -> None:
+    ffi.log.clear()
+    with pytest.raises(LibbpfError) as e:
+        ffi.libbpf().bpf_object__open_file(bytes(tmp_path / "absent") + b"\xff.bpf.o", None)
+    assert "absent\ufffd.bpf.o" in e.value.telling
+
+
 def test_an_error_takes_the_log_along(tmp_path: Path) -> None:
     """Another failure, which libbpf is silent about, is not told with this one's cause."""
     with pytest.raises(LibbpfError):

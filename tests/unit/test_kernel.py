@@ -130,3 +130,22 @@ def test_a_file_without_btf_is_a_usage_error_that_names_it(tmp_path: Path) -> No
 
 def test_btf_in_an_elf_file_will_do() -> None:
     kernel.check_btf(object_file(TOOLS[0], ARCHITECTURES[0]).path)
+
+
+@pytest.mark.parametrize(
+    ("effective", "missing"),
+    [
+        (0, ["CAP_BPF", "CAP_PERFMON"]),
+        (1 << 21, []),
+        (1 << 38, ["CAP_BPF"]),
+        (1 << 39, ["CAP_PERFMON"]),
+        (3 << 38, []),
+        (~(1 << 21 | 3 << 38) & (1 << 41) - 1, ["CAP_BPF", "CAP_PERFMON"]),
+    ],
+)
+def test_missing_capabilities(
+    monkeypatch: pytest.MonkeyPatch, effective: int, missing: list[str]
+) -> None:
+    status = f"Name:\tx\nCapPrm:\t{-1 & 0xFFFF:016x}\nCapEff:\t{effective:016x}\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: status)
+    assert kernel.missing_capabilities() == missing
