@@ -52,7 +52,7 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 	/* It may have been reset meanwhile. */
 	if (!read_closed_conn(&conn, sk, direct))
 		return;
-	current_owner(&owner, sk, conn.netns, direct);
+	current_owner(&owner, sk, direct);
 	send(ctx, wait_ns, &conn, &owner);
 }
 
@@ -70,7 +70,7 @@ static __always_inline void found_accepted(void *ctx, struct sock *sk, int oldst
 
 	if (!entry || entry->part.progress != QUEUED || !socket_of(sk))
 		return;
-	changing_owner(&owner, entry, sk, conn->netns, oldstate, newstate, owned, direct);
+	changing_owner(&owner, entry, sk, oldstate, newstate, owned, direct);
 	if (owner.pid) {
 		entry->part.progress = SHOWN;
 		send(ctx, UNKNOWN_NS, conn, &owner);
@@ -109,7 +109,7 @@ static __always_inline void destroy(void *ctx, struct sock *sk, const bool direc
 	struct conn conn;
 
 	if (entry && entry->part.progress == GRAFTED && read_closed_conn(&conn, sk, direct)) {
-		kept_owner(&owner, entry, sk, conn.netns, direct);
+		kept_owner(&owner, entry, sk, direct);
 		send(ctx, UNKNOWN_NS, &conn, &owner);
 	}
 	forget(sk);

@@ -65,20 +65,19 @@ static __always_inline void begin(struct sock *sk, struct start *start, const bo
 				  const bool direct)
 {
 	struct owner *owner = &start->owner;
-	__u32 netns = netns_of(sk);
 	__u64 key = (__u64)sk;
 
 	/* The other filters may have to wait for its addresses. */
-	if (!want_netns(netns))
+	if (!want_netns(netns_of(sk)))
 		return;
 	start->ts_ns = bpf_ktime_get_ns();
 	start->old_lport = read_closed_lport(sk);
 	owner->role = ROLE_ACTIVE;
 	/* The kernel adds subflows to the MPTCP sockets of others. */
 	if (is_kernel_thread() && is_subflow(sk))
-		unknown_owner(owner, sk, netns, direct);
+		unknown_owner(owner, sk, direct);
 	else
-		current_owner(owner, sk, netns, direct);
+		current_owner(owner, sk, direct);
 	if (!owner->wanted)
 		drop_start(sk);
 	else if (bpf_map_update_elem(&starts, &key, start, BPF_ANY) && counted)

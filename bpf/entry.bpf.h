@@ -88,7 +88,7 @@ static __always_inline bool is_opened_by_kernel(struct sock *sk, enum role role)
  * entry, which may be NULL. role: what current makes of it, unless unknown.
  */
 static __always_inline void own(struct owner *owner, struct entry *entry, struct sock *sk,
-				__u32 netns, enum role role, const bool direct)
+				enum role role, const bool direct)
 {
 	__builtin_memset(owner, 0, sizeof(*owner));
 	if (entry)
@@ -96,7 +96,7 @@ static __always_inline void own(struct owner *owner, struct entry *entry, struct
 	if (role)
 		owner->role = role;
 	if (!is_kernel_thread() || is_opened_by_kernel(sk, role))
-		current_owner(owner, sk, netns, direct);
+		current_owner(owner, sk, direct);
 	if (entry)
 		entry->owner = *owner;
 }
@@ -113,16 +113,16 @@ static __always_inline void own_accepted(struct sock *sk, struct entry *unseen, 
 	    !read_conn(&conn, sk, direct) || !want_conn(&conn))
 		return;
 	entry = find(sk);
-	own(&owner, entry ?: unseen, sk, conn.netns, ROLE_PASSIVE, direct);
+	own(&owner, entry ?: unseen, sk, ROLE_PASSIVE, direct);
 	if (!entry)
 		follow(sk, unseen);
 }
 
 /* The owner that a row shows: what was kept, never current. For hooks outside the socket's lock. */
 static __always_inline void kept_owner(struct owner *owner, const struct entry *entry,
-				       struct sock *sk, __u32 netns, const bool direct)
+				       struct sock *sk, const bool direct)
 {
-	unknown_owner(owner, sk, netns, direct);
+	unknown_owner(owner, sk, direct);
 	if (!entry)
 		return;
 	if (entry->owner.pid)
@@ -137,15 +137,15 @@ static __always_inline void kept_owner(struct owner *owner, const struct entry *
  * may be on another CPU.
  */
 static __always_inline void changing_owner(struct owner *owner, struct entry *entry,
-					   struct sock *sk, __u32 netns, int oldstate, int newstate,
+					   struct sock *sk, int oldstate, int newstate,
 					   const bool owned, const bool direct)
 {
 	if (owned && is_act(sk, oldstate, newstate, direct)) {
-		own(owner, entry, sk, netns, ROLE_UNKNOWN, direct);
+		own(owner, entry, sk, ROLE_UNKNOWN, direct);
 		if (owner->pid)
 			return;
 	}
-	kept_owner(owner, entry, sk, netns, direct);
+	kept_owner(owner, entry, sk, direct);
 }
 
 #endif /* TCPCORE_ENTRY_BPF_H */

@@ -120,7 +120,7 @@ static __always_inline void connecting(struct sock *sk, const struct conn *conn,
 	};
 	struct owner owner;
 
-	own(&owner, &entry, sk, conn->netns, ROLE_ACTIVE, direct);
+	own(&owner, &entry, sk, ROLE_ACTIVE, direct);
 	follow(sk, &entry);
 }
 
@@ -201,7 +201,7 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 	if (oldstate == TCP_SYN_RECV && newstate == TCP_FIN_WAIT1 && !find(sk))
 		begin(sk, 0);
 	entry = find(sk);
-	changing_owner(&owner, entry, sk, conn.netns, oldstate, newstate, owned, direct);
+	changing_owner(&owner, entry, sk, oldstate, newstate, owned, direct);
 	if (newstate != TCP_CLOSE)
 		return;
 	closed(ctx, sk, oldstate, entry, &conn, &owner, owned);
@@ -226,7 +226,7 @@ int send_open(struct bpf_raw_tracepoint_args *ctx)
 	if (!entry || entry->part.progress != ESTABLISHED || !read_conn(&conn, sk, false))
 		return 0;
 	start_ns = entry->part.start_ns;
-	kept_owner(&owner, entry, sk, conn.netns, false);
+	kept_owner(&owner, entry, sk, false);
 	/* Once only: its end is no news any more. */
 	if (bpf_map_delete_elem(&sockets, &key) == 0 && owner.wanted && want_conn(&conn))
 		send(ctx, sk, start_ns, REASON_OPEN, &conn, &owner);
@@ -257,7 +257,7 @@ int find_open(struct bpf_iter__task_file *ctx)
 	if (!sk || !read_conn(&conn, sk, false) || !want_conn(&conn) ||
 	    !was_established(sk_read(sk, __sk_common.skc_state, false)) || find(sk))
 		return 0;
-	other_owner(&entry.owner, sk, conn.netns, task);
+	other_owner(&entry.owner, sk, task);
 	/* A live hook may be first: what it made stays. */
 	if (bpf_map_update_elem(&sockets, &key, &entry, BPF_NOEXIST) == -E2BIG)
 		lose_socket();

@@ -18,7 +18,6 @@ struct owner {
 	__u32 pid;	 /* tgid in the initial pid namespace, 0: not known */
 	__u32 tid;
 	__u32 uid;
-	__u32 netns; /* of the socket */
 	char comm[16];
 	__u8 role;
 	bool wanted; /* it passes the owner filters, or one that had the socket before it */
@@ -28,11 +27,9 @@ struct owner {
  * The user is the socket's (sk_uid): who made it by socket() or accept(), by its effective user id.
  * So a row says the same whether its owner is known or not.
  */
-static __always_inline void set_user(struct owner *owner, struct sock *sk, __u32 netns,
-				     const bool direct)
+static __always_inline void set_user(struct owner *owner, struct sock *sk, const bool direct)
 {
 	owner->uid = sk_read(sk, sk_uid.val, direct);
-	owner->netns = netns;
 }
 
 static __always_inline void set_wanted(struct owner *owner, struct task_struct *task)
@@ -42,12 +39,11 @@ static __always_inline void set_wanted(struct owner *owner, struct task_struct *
 }
 
 /* Only where the kernel runs for current. Leaves the role, and `wanted` if it is set already. */
-static __always_inline void current_owner(struct owner *owner, struct sock *sk, __u32 netns,
-					  const bool direct)
+static __always_inline void current_owner(struct owner *owner, struct sock *sk, const bool direct)
 {
 	__u64 task = bpf_get_current_pid_tgid();
 
-	set_user(owner, sk, netns, direct);
+	set_user(owner, sk, direct);
 	owner->pid = task >> 32;
 	owner->tid = task;
 	owner->cgroup_id = bpf_get_current_cgroup_id();
@@ -56,10 +52,10 @@ static __always_inline void current_owner(struct owner *owner, struct sock *sk, 
 }
 
 /* A task that has the socket open, and need not be current. Into an owner that is all zeros. */
-static __always_inline void other_owner(struct owner *owner, struct sock *sk, __u32 netns,
+static __always_inline void other_owner(struct owner *owner, struct sock *sk,
 					struct task_struct *task)
 {
-	set_user(owner, sk, netns, false);
+	set_user(owner, sk, false);
 	owner->pid = BPF_CORE_READ(task, tgid);
 	owner->cgroup_id = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
 	BPF_CORE_READ_INTO(&owner->comm, task, comm);
@@ -67,11 +63,10 @@ static __always_inline void other_owner(struct owner *owner, struct sock *sk, __
 }
 
 /* The socket itself still tells its user. */
-static __always_inline void unknown_owner(struct owner *owner, struct sock *sk, __u32 netns,
-					  const bool direct)
+static __always_inline void unknown_owner(struct owner *owner, struct sock *sk, const bool direct)
 {
 	__builtin_memset(owner, 0, sizeof(*owner));
-	set_user(owner, sk, netns, direct);
+	set_user(owner, sk, direct);
 	owner->wanted = want_unknown_task() && want_uid(owner->uid);
 }
 

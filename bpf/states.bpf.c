@@ -126,7 +126,7 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 			forget_held(sk);
 		return;
 	}
-	changing_owner(&owner, entry, sk, conn.netns, oldstate, newstate, owned, direct);
+	changing_owner(&owner, entry, sk, oldstate, newstate, owned, direct);
 	if (entry && entry->part.held_from)
 		release(ctx, key, entry->part, &conn, &owner);
 	if (!known)
@@ -174,7 +174,7 @@ int send_held(struct bpf_raw_tracepoint_args *ctx)
 	since = bpf_map_lookup_elem(&held, &key);
 	if (!since || *since != row.since_ns)
 		return 0;
-	kept_owner(&owner, entry, sk, conn.netns, false);
+	kept_owner(&owner, entry, sk, false);
 	if (want_conn(&conn))
 		release(ctx, key, row, &conn, &owner);
 	else

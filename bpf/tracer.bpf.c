@@ -41,7 +41,7 @@ static __always_inline void connecting(struct sock *sk, const struct conn *conn,
 	struct entry entry = {};
 	struct owner owner;
 
-	own(&owner, &entry, sk, conn->netns, ROLE_ACTIVE, direct);
+	own(&owner, &entry, sk, ROLE_ACTIVE, direct);
 	follow(sk, &entry);
 }
 
@@ -71,7 +71,7 @@ static __always_inline void connected(void *ctx, struct sock *sk, int oldstate,
 	/* Of a child that was accepted before the handshake was over (RFC 7413), A was shown. */
 	if (entry && entry->owner.role != ROLE_ACTIVE)
 		return;
-	kept_owner(&owner, entry, sk, conn->netns, direct);
+	kept_owner(&owner, entry, sk, direct);
 	if (!owner.wanted)
 		return;
 	if (entry)
@@ -87,7 +87,7 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 
 	if (!read_closed_conn(&conn, sk, direct) || !want_conn(&conn))
 		return;
-	own(&owner, entry ?: &new, sk, conn.netns, ROLE_PASSIVE, direct);
+	own(&owner, entry ?: &new, sk, ROLE_PASSIVE, direct);
 	if (owner.wanted)
 		send(ctx, &conn, &owner, ACTION_ACCEPT);
 	if (!entry)
@@ -129,7 +129,7 @@ static __always_inline void closing(void *ctx, struct sock *sk, int oldstate, in
 		return;
 	if (entry && !queued && oldstate == TCP_SYN_RECV && entry->part.progress != OPEN)
 		return;
-	changing_owner(&owner, entry, sk, conn->netns, oldstate, newstate, owned, direct);
+	changing_owner(&owner, entry, sk, oldstate, newstate, owned, direct);
 	if (queued && !(owned && owner.pid)) {
 		if (newstate == TCP_CLOSE)
 			entry->part.progress = GRAFTED;
@@ -175,7 +175,7 @@ static __always_inline void destroy(void *ctx, struct sock *sk, const bool direc
 	if (!entry)
 		return;
 	if (entry->part.progress >= GRAFTED && read_closed_conn(&conn, sk, direct)) {
-		kept_owner(&owner, entry, sk, conn.netns, direct);
+		kept_owner(&owner, entry, sk, direct);
 		/* With an owner, accept() was seen on another CPU in the same moment. */
 		if (entry->part.progress == GRAFTED && !owner.pid && owner.wanted)
 			send(ctx, &conn, &owner, ACTION_ACCEPT);

@@ -229,6 +229,20 @@ def test_reset(attach: str, act: Act, by_server: bool) -> None:
     assert [(e["tx_bytes"], e["rx_bytes"]) for e in found] == [(up, down), (down, up)]
 
 
+def test_who_resets_it_is_its_owner(attach: str) -> None:
+    """Also where another process began it."""
+    with tracer("life", "--json", "--attach", attach) as running:
+        with harness.pair() as (client, _):
+            lport, port = ports(client)
+            begin, begun = os.pipe()
+            child = harness.fork(lambda: (os.read(begin, 1), harness.reset(client)))
+            client.close()
+            os.write(begun, b"x")
+            assert harness.reap(child) == 0
+        (one,) = [e for e in running.events() if (e["lport"], e["rport"]) == (lport, port)]
+    assert (one["pid"], one["reason"]) == (child, "reset sent")
+
+
 def unread_by(act: Act, receiver_is_server: bool) -> int:
     return len(b"unread") if act is unread and receiver_is_server else 0
 
