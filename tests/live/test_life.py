@@ -235,9 +235,16 @@ def test_who_resets_it_is_its_owner(attach: str) -> None:
         with harness.pair() as (client, _):
             lport, port = ports(client)
             begin, begun = os.pipe()
-            child = harness.fork(lambda: (os.read(begin, 1), harness.reset(client)))
+
+            def end_it() -> None:
+                os.read(begin, 1)
+                harness.reset(client)
+
+            child = harness.fork(end_it)
             client.close()
             os.write(begun, b"x")
+            os.close(begin)
+            os.close(begun)
             assert harness.reap(child) == 0
         (one,) = [e for e in running.events() if (e["lport"], e["rport"]) == (lport, port)]
     assert (one["pid"], one["reason"]) == (child, "reset sent")
