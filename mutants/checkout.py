@@ -26,6 +26,7 @@ ISOLATED = (
     'mkdir -p /run/netns && mount -t tmpfs none /run/netns && ip link set lo up && exec "$@"',
     "sh",
 )
+ARCHITECTURE = "arm64" if os.uname().machine == "aarch64" else "x86"
 AS_ROOT = os.geteuid() == 0
 TIMEOUT = 600  # seconds, for all tests of a kind; they take less than half of it
 ALONE = threading.Lock()  # live tests see all that happens on the host
@@ -44,7 +45,7 @@ class Checkout:
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(original / name, root / name)
         made = cls(root)
-        if not made.builds():
+        if not made._succeeds("make", "-s", "bpf"):
             sys.exit("mutants: the BPF objects do not build: see make bpf")
         return made
 
@@ -76,12 +77,15 @@ class Checkout:
         return self._succeeds(sys.executable, "-c", f"import {module.replace('/', '.')}")
 
     def builds(self) -> bool:
-        return self._succeeds("make", "-s", "bpf")
+        """The objects for this machine alone, as compiling takes longer than most tests."""
+        tools = sorted(x.name.removesuffix(".bpf.c") for x in self.root.glob("bpf/*.bpf.c"))
+        objects = (f"src/tcpcore/objects/{tool}.{ARCHITECTURE}.bpf.o" for tool in tools)
+        return self._succeeds("make", "-s", *objects)
 
     def programs(self) -> list[bytes]:
         """Code, data and types (a map is a type); not the lines of source that go with the code."""
         found = []
-        for path in sorted(self.root.glob("src/tcpcore/objects/*.x86.bpf.o")):
+        for path in sorted(self.root.glob(f"src/tcpcore/objects/*.{ARCHITECTURE}.bpf.o")):
             bare = self.root / "build/bare.o"
             drop = ["-R", ".BTF", "-R", ".BTF.ext", str(path), str(bare)]
             subprocess.run(["llvm-objcopy-19", *drop], check=True)
@@ -158,14 +162,22 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def order(root: Path, kind: str, path: str) -> list[str]:
-    """The tests of a kind; first those that concern the file."""
-    names = {Path(path).stem} if path.endswith(".py") else set(users(root, Path(path).name))
-
-    def rank(test: Path) -> tuple[bool, Path]:
-        return test.stem.removeprefix("test_") not in names, test
-
-    tests = sorted(root.glob(f"tests/{kind}/test_*.py"), key=rank)
+    """The tests of a kind that may notice a change of the file; first those that are named so."""
+    tests = sorted(root.glob(f"tests/{kind}/test_*.py"))
+    if path.endswith(".py"):
+        names = {Path(path).stem}
+    else:
+        names = set(users(root, Path(path).name))
+        spared = {x.name.removesuffix(".bpf.c") for x in root.glob("bpf/*.bpf.c")} - names
+        if kind == "unit":
+            spared |= {_subject(test) for test in tests} - {"contract"}
+        tests = [test for test in tests if _subject(test) not in spared]
+    tests.sort(key=lambda test: _subject(test) not in names)
     return [str(test.relative_to(root)) for test in tests]
+
+
+def _subject(test: Path) -> str:
+    return test.stem.removeprefix("test_")
 
 
 def users(root: Path, file: str) -> Iterator[str]:
