@@ -135,6 +135,19 @@ def test_a_socket_that_connects_twice(attach: str) -> None:
     assert all(e["duration_ns"] > 0 for e in events)
 
 
+def test_a_socket_that_listens_after_its_session(attach: str) -> None:
+    """Its end as a listener is none of a session."""
+    with tracer("life", "--json", "--attach", attach, "-p", f"{os.getpid()}") as running:
+        with harness.listener() as server, socket.socket() as client:
+            client.connect(server.getsockname())
+            lport, port = ports(client)
+            server.accept()[0].close()
+            harness.disconnect(client)
+            client.listen()
+        told = [e["lport"] for e in running.events()]
+    assert sorted(told) == sorted([lport, port])
+
+
 def test_a_child_that_serves(attach: str) -> None:
     """It closes first: the rest happens in softirq, in whatever task that hits."""
 

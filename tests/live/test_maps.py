@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
+import tcpcore
 from tcpcore import tools
 from tests.live import harness
 from tests.live.harness import Namespace, Tracer, tracer
@@ -102,6 +103,27 @@ def test_what_is_answered_or_accepted_has_no_entry(attach: str, tool: str, net: 
     with tracer(tool, "--json", *mine) as running, here.entered(), harness.pair():
         harness.until(lambda: not running.entries())
         assert len(running.events()) == 1
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_its_end_forgets_what_a_missed_change_left(tool: str, net: Net) -> None:
+    """An entry that is put back after the socket's last change goes with the socket."""
+    here = net[0]
+    connects = tool in ("connect", "connlat")
+    with tcpcore.trace(tool, netns=here.name) as events, here.entered():
+        kept = events._trace.program.map("starts" if connects else "sockets")
+        with ExitStack() as stack:
+            if connects:
+                client = stack.enter_context(harness.start_hanging(here.nobody, 1004))
+            else:
+                server = stack.enter_context(harness.listener())
+                client = stack.enter_context(harness.connect(*server.getsockname()))
+            entries = {key: kept.get(key) for key in list(kept.keys())}
+            harness.disconnect(client)
+            for key, value in entries.items():
+                kept.set(key, value or b"")
+            assert {*kept.keys()} >= entries.keys() > set()
+        harness.until(lambda: not list(kept.keys()))
 
 
 def test_entries_are_found(net: Net) -> None:
