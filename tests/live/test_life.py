@@ -290,6 +290,21 @@ def test_closed_while_the_peer_still_sends(attach: str) -> None:
     assert (event["reason"], event["pid"]) == ("fin", os.getpid())
 
 
+def test_reset_while_it_waits_for_the_peers_fin(attach: str) -> None:
+    """With TCP_LINGER2 beyond a minute (tcp(7)) the socket itself waits, without a process."""
+    with (
+        tracer("life", "--json", "--attach", attach) as running,
+        harness.pair() as (client, accepted),
+    ):
+        lport, port = ports(client)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, 100)
+        client.close()
+        harness.until(lambda: harness.sh(f"ss -Htn state fin-wait-2 sport = :{lport}"))
+        harness.reset(accepted)
+        one, two = sides(running.events(), lport, port)
+    assert (one["reason"], two["reason"]) == ("reset received", "reset sent")
+
+
 def test_both_close_at_once(attach: str) -> None:
     """RFC 9293, 3.6, case 3. The client's FIN is lost on its way to a wrong link address, so that
     the server's comes first; then it is sent again."""
