@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 /*
- * compat PORT: accepts a connection on 127.0.0.1:PORT the way a 32-bit program does, reads to its
- * end and closes it. Exit code 77: this kernel takes no 32-bit calls.
+ * compat PORT: accepts a connection on 127.0.0.1:PORT the way a 32-bit program does, writes a
+ * byte, reads to its end and closes it. Exit code 77: this kernel takes no 32-bit calls.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -39,6 +39,7 @@ int main(int argc, char **argv)
 	connection = compat_accept(listener);
 	if (connection < 0)
 		return 77;
+	write(connection, "x", 1);
 	while (read(connection, &byte, 1) > 0)
 		;
 	return 0;
