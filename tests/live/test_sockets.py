@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,11 @@ import pytest
 from bench import storm
 from tcpcore import fields
 from tcpcore.filters import Filters
+from tcpcore.loader import ObjectFile
 from tcpcore.loader.map import Map
 from tcpcore.tools import states
 from tcpcore.tools import tracer as tracer_tool
-from tcpcore.tracing import Machinery, Trace, opened
+from tcpcore.tracing import Machinery, Trace, object_path, opened
 from tests.live import faults, harness
 from tests.live.harness import Event, Namespace, tracer
 
@@ -35,8 +37,7 @@ FEW = bool(os.environ.get("TCPCORE_TEST_ATTACH"))  # in an emulated machine
 IPPROTO_MPTCP = 262
 TCP_FASTOPEN, MSG_FASTOPEN = 23, 0x20000000
 IP_RECVERR = 11
-# struct owner, bpf/owner.bpf.h: where a kept entry has its owner's pid and role
-PID_AT, ROLE_AT, WANTED_AT, ACTIVE = 8, 40, 41, 1
+ACTIVE = 1  # enum role, bpf/owner.bpf.h
 
 
 def between(events: list[Event], one: int, two: int) -> list[Event]:
@@ -136,18 +137,24 @@ def test_no_duration_after_a_missed_change() -> None:
     assert rows[1].duration_ns is not None
 
 
-def stale(kept: Map, size: int, keys: list[bytes]) -> None:
+@cache
+def owner_field(name: str) -> int:
+    """Where an entry has it: struct owner, with which struct entry begins."""
+    return ObjectFile(object_path("tracer")).struct("owner").members[name][0]
+
+
+def stale(kept: Map, keys: set[bytes]) -> None:
     """Entries that a missed end left behind, of an active connection of pid 1."""
-    entry = bytearray(size)
-    struct.pack_into("I", entry, PID_AT, 1)
-    entry[ROLE_AT], entry[WANTED_AT] = ACTIVE, True
+    entry = bytearray(kept.value_size)
+    struct.pack_into("I", entry, owner_field("pid"), 1)
+    entry[owner_field("role")], entry[owner_field("wanted")] = ACTIVE, True
     for key in keys:
         kept.set(key, bytes(entry))
 
 
 def pid_of(kept: Map, key: bytes) -> int | None:
     entry = kept.get(key)
-    return None if entry is None else struct.unpack_from("I", entry, PID_AT)[0]
+    return None if entry is None else struct.unpack_from("I", entry, owner_field("pid"))[0]
 
 
 def test_a_child_inherits_nothing() -> None:
@@ -159,7 +166,7 @@ def test_a_child_inherits_nothing() -> None:
             with harness.pair():
                 keys.update(kept.keys())
         trace.read(last=True)
-        stale(kept, kept.value_size, list(keys))
+        stale(kept, keys)
         reused = 0
         for _ in range(40):
             with harness.pair():
