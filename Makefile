@@ -23,8 +23,8 @@ endif
 LLVM_STRIP ?= $(if $(findstring /,$(CLANG)),$(dir $(CLANG)))$(patsubst clang%,llvm-strip%,$(notdir $(CLANG)))
 
 OBJECTS_DIR := src/tcpcore/objects
-HEADERS := $(wildcard bpf/*.h)
-C_SOURCES := $(wildcard bpf/*.[ch] bench/*.[ch] tests/live/*.c)
+HEADERS := $(wildcard bpf/*.h bpf/lib/*.h)
+C_SOURCES := $(wildcard bpf/*.[ch] bpf/lib/*.h bench/*.[ch] tests/live/*.c)
 TOOLS := $(patsubst bpf/%.bpf.c,%,$(wildcard bpf/*.bpf.c))
 OBJECTS := $(foreach arch,x86 arm64,$(TOOLS:%=$(OBJECTS_DIR)/%.$(arch).bpf.o))
 STALE := $(filter-out $(OBJECTS),$(wildcard $(OBJECTS_DIR)/*.bpf.o))

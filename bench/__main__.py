@@ -15,7 +15,7 @@ from bench.storm import Storm, build
 from bench.tools import Tool
 from bench.tracer import TracerError
 from tcpcore.loader import elf
-from tcpcore.tracing import OBJECTS
+from tcpcore.session.tracing import OBJECTS
 
 
 def _positive(text: str) -> int:

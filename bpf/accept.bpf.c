@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Who accepts connections from where, and how long they waited in the queue. */
 #include "accept.h"
-#include "accepting.bpf.h"
-#include "output.bpf.h"
-#include "transitions.bpf.h"
+#include "lib/accepting.bpf.h"
+#include "lib/output.bpf.h"
+#include "lib/transitions.bpf.h"
 
 EVENT(accept_event);
 
@@ -18,7 +18,7 @@ struct part {
 	enum progress progress;
 };
 
-#include "entry.bpf.h"
+#include "lib/entry.bpf.h"
 
 static __always_inline void send(void *ctx, __u64 wait_ns, const struct conn *conn,
 				 const struct owner *owner)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Who connects where, and with what result. */
-#include "connecting.bpf.h"
+#include "lib/connecting.bpf.h"
 #include "connect.h"
 
 EVENT(connect_event);

@@ -2,27 +2,18 @@
 #ifndef TCPCORE_CONNECT_H
 #define TCPCORE_CONNECT_H
 
-#include "vmlinux.h"
+#include "lib/event.h"
 
 /* One connect and its result. Mirror: Event in src/tcpcore/tools/connect.py. */
 struct connect_event {
-	__u64 ts_ns;	   /* CLOCK_MONOTONIC, of the result */
+	EVENT_HEAD;   /* lport 0: the connect failed before it had one */
+	__u16 result; /* 0 or an errno; EINPROGRESS: none yet when the trace ended */
+	__u32 tid;
 	__u64 duration_ns; /* since connect() */
 	__u64 cgroup_id;   /* inode of the cgroup v2 directory */
-	__u8 laddr[16];	   /* IPv4 as ::ffff:a.b.c.d */
-	__u8 raddr[16];
-	__u32 pid; /* of the connecting task */
-	__u32 tid;
-	__u32 uid;
-	__u32 netns; /* inode */
-	__u16 lport; /* host order, 0: the connect failed before it had one */
-	__u16 rport;
-	__u16 family; /* AF_INET or AF_INET6 */
-	__u16 result; /* 0 or an errno; EINPROGRESS: none yet when the trace ended */
-	char comm[16];
 };
 
-/* --count: what is counted, and how often. Mirror: src/tcpcore/flows.py. */
+/* --count: what is counted, and how often. Mirror: src/tcpcore/sinks/flows.py. */
 struct flow {
 	__u8 laddr[16];
 	__u8 raddr[16];

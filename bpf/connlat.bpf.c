@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* How long active connects take, and how they end. */
-#include "connecting.bpf.h"
+#include "lib/connecting.bpf.h"
 #include "connlat.h"
 
 EVENT(connlat_event);

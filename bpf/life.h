@@ -2,7 +2,7 @@
 #ifndef TCPCORE_LIFE_H
 #define TCPCORE_LIFE_H
 
-#include "vmlinux.h"
+#include "lib/event.h"
 
 enum life_reason {
 	REASON_OPEN, /* the trace ended first */
@@ -14,25 +14,16 @@ enum life_reason {
 
 /* One session. Mirror: Event in src/tcpcore/tools/life.py. */
 struct life_event {
-	__u64 ts_ns;	   /* CLOCK_MONOTONIC, of the end */
+	EVENT_HEAD;
+	__u8 role; /* enum role */
+	__u8 reason;
+	__u32 retransmits; /* segments */
+	__u32 rtt_min_us;  /* all ones: never measured */
+	__u32 srtt_us;	   /* 0: never measured */
 	__u64 duration_ns; /* with the handshake; all ones: its start was not seen */
 	__u64 tx_bytes;	   /* payload, without what was sent again */
 	__u64 rx_bytes;
 	__u64 cgroup_id; /* inode of the cgroup v2 directory, 0: not known */
-	__u8 laddr[16];	 /* IPv4 as ::ffff:a.b.c.d */
-	__u8 raddr[16];
-	__u32 pid; /* 0: not known */
-	__u32 uid;
-	__u32 netns;	   /* inode */
-	__u32 retransmits; /* segments */
-	__u32 rtt_min_us;  /* all ones: never measured */
-	__u32 srtt_us;	   /* 0: never measured */
-	__u16 lport;	   /* host order */
-	__u16 rport;
-	__u16 family; /* AF_INET or AF_INET6 */
-	__u8 role;    /* enum role */
-	__u8 reason;
-	char comm[16];
 };
 
 #endif /* TCPCORE_LIFE_H */

@@ -8,11 +8,11 @@ struct part {
 	__u8 held_from; /* old state of a row that waits for its tuple, 0: none waits */
 };
 
-#include "accepting.bpf.h"
-#include "entry.bpf.h"
-#include "output.bpf.h"
+#include "lib/accepting.bpf.h"
+#include "lib/entry.bpf.h"
+#include "lib/output.bpf.h"
 #include "states.h"
-#include "transitions.bpf.h"
+#include "lib/transitions.bpf.h"
 
 EVENT(states_event);
 

@@ -13,11 +13,11 @@ struct part {
 	__u8 progress;
 };
 
-#include "accepting.bpf.h"
-#include "entry.bpf.h"
-#include "output.bpf.h"
+#include "lib/accepting.bpf.h"
+#include "lib/entry.bpf.h"
+#include "lib/output.bpf.h"
 #include "tracer.h"
-#include "transitions.bpf.h"
+#include "lib/transitions.bpf.h"
 
 EVENT(tracer_event);
 

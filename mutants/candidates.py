@@ -45,7 +45,7 @@ class Place:
 
 def sources(root: Path, only: str | None) -> list[str]:
     """The files to mutate, as paths below root."""
-    patterns = {"src": "src/tcpcore/**/*.py", "bpf": "bpf/*.[ch]"}
+    patterns = {"src": "src/tcpcore/**/*.py", "bpf": "bpf/**/*.[ch]"}
     wanted = [patterns[only]] if only else patterns.values()
     found = {x.relative_to(root).as_posix() for pattern in wanted for x in root.glob(pattern)}
     return sorted(found - LEFT_OUT)

@@ -167,7 +167,7 @@ def order(root: Path, kind: str, path: str) -> list[str]:
     if path.endswith(".py"):
         names = {Path(path).stem}
     else:
-        names = set(users(root, Path(path).name))
+        names = set(users(root, path.removeprefix("bpf/")))
         spared = {x.name.removesuffix(".bpf.c") for x in root.glob("bpf/*.bpf.c")} - names
         if kind == "unit":
             spared |= {_subject(test) for test in tests} - {"contract"}

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from tcpcore import fields
 from tcpcore.errors import UsageError
-from tcpcore.options import Common
-from tcpcore.run import Limits
-from tcpcore.tool import Tool
-from tcpcore.tracing import Losses, Trace, opened
+from tcpcore.model import fields
+from tcpcore.model.tool import Tool
+from tcpcore.request.options import Common
+from tcpcore.session.run import Limits
+from tcpcore.session.tracing import Losses, Trace, opened
 
 # What only a command line can do.
 _NOT_HERE = {

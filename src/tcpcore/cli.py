@@ -9,10 +9,11 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from tcpcore import __version__, net
-from tcpcore.destination import tell
+from tcpcore import __version__
 from tcpcore.errors import TcpcoreError, UsageError
-from tcpcore.tool import Examples
+from tcpcore.model import net
+from tcpcore.model.tool import Examples
+from tcpcore.sinks.destination import tell
 from tcpcore.tools import names
 
 # typer carries a copy of click since 0.2x, under a private name.

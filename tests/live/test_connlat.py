@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tcpcore.filters import Filters
+from tcpcore.model import fields
+from tcpcore.request.filters import Filters
+from tcpcore.request.machinery import Machinery
+from tcpcore.session.tracing import opened
 from tcpcore.tools import connlat
-from tcpcore.tracing import Machinery, opened
 from tests.live import harness
 from tests.live.harness import Event, Namespace, tracer
 
@@ -171,7 +173,7 @@ def test_no_entry_outlives_its_socket(attach: str) -> None:
         assert list(trace.program.map("starts").keys()) == []
         trace.read(last=True)
         harness.session()
-        names = list(connlat.Event._fields)
+        names = list(fields.kinds(connlat.Event))
         last = trace.read(last=True)[-1]
         assert last[names.index("pid")] == os.getpid() and last[names.index("result")] == 0
 

@@ -130,7 +130,7 @@ def test_with_two_capabilities_each_tool_works_or_says_what_it_lacks() -> None:
 # The default, and then the same size on demand.
 RINGS = """
 import os, socket, tcpcore
-from tcpcore import tracing
+from tcpcore.session import tracing
 
 tracing.default_buffer = lambda: 16 << 20
 try:

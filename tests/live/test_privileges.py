@@ -115,7 +115,8 @@ def test_losses_are_read_and_told() -> None:
 # The command in an interpreter of its own; tells what is opened or imported after the drop.
 WATCHED = """
 import sys
-from tcpcore import cli, privilege
+from tcpcore import cli
+from tcpcore.session import privilege
 
 def watched(read, drop=privilege.drop):
     drop(read)

@@ -22,13 +22,14 @@ from pathlib import Path
 import pytest
 
 from bench import storm
-from tcpcore import fields
-from tcpcore.filters import Filters
 from tcpcore.loader import ObjectFile
 from tcpcore.loader.map import Map
+from tcpcore.model import fields
+from tcpcore.request.filters import Filters
+from tcpcore.request.machinery import Machinery
+from tcpcore.session.tracing import Trace, object_path, opened
 from tcpcore.tools import states
 from tcpcore.tools import tracer as tracer_tool
-from tcpcore.tracing import Machinery, Trace, object_path, opened
 from tests.live import faults, harness
 from tests.live.harness import Event, Namespace, tracer
 
@@ -37,7 +38,7 @@ FEW = bool(os.environ.get("TCPCORE_TEST_ATTACH"))  # in an emulated machine
 IPPROTO_MPTCP = 262
 TCP_FASTOPEN, MSG_FASTOPEN = 23, 0x20000000
 IP_RECVERR = 11
-ACTIVE = 1  # enum role, bpf/owner.bpf.h
+ACTIVE = 1  # enum role, bpf/lib/owner.bpf.h
 
 
 def between(events: list[Event], one: int, two: int) -> list[Event]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tcpcore import containers
 from tcpcore.loader import ObjectFile
+from tcpcore.request import containers
 from tests.unit.samples import ARCHITECTURES, TOOLS, object_file
 
 # A busy host is slow, which is no failure.

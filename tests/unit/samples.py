@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import tcpcore
-from tcpcore import fields
 from tcpcore.loader import ObjectFile
-from tcpcore.tool import Tool
+from tcpcore.model import fields
+from tcpcore.model.tool import Tool
 from tcpcore.tools import names
 
 ROOT = Path(__file__).parents[2]

@@ -11,11 +11,12 @@ from typing import Any, cast
 import pytest
 
 import tcpcore
-from tcpcore import api, errors, tracing
+from tcpcore import api, errors
 from tcpcore.errors import UsageError
-from tcpcore.options import Common
-from tcpcore.run import Limits
-from tcpcore.tracing import Trace
+from tcpcore.request.machinery import Machinery
+from tcpcore.request.options import Common
+from tcpcore.session.run import Limits
+from tcpcore.session.tracing import Trace
 from tests.unit.samples import event, tool
 
 TOOL = tool("connlat")
@@ -74,7 +75,7 @@ def test_python_values_become_filters(asked: list[Any], tmp_path: Path) -> None:
     assert (filters.pid, filters.comm, filters.family) == ([1, 2], [b"curl"], 2)
     assert (filters.rport, filters.lport) == ([80, 443], [22])
     assert tool.rodata == {"targ_min_us": 1500, "target_failed": True}
-    assert machinery == tracing.Machinery(buffer=4 << 20, map_size=1024, btf=btf)
+    assert machinery == Machinery(buffer=4 << 20, map_size=1024, btf=btf)
 
 
 def test_a_task_name_may_be_bytes(asked: list[Any]) -> None:

@@ -222,7 +222,7 @@ def test_starting_a_tool_loads_nothing_heavy() -> None:
     loaded = set(done.stderr.split())
     assert "tcpcore.tools.connlat" in loaded
     heavy = {"rich.console", "typer.rich_utils", "asyncio", "pydantic"}
-    assert not {*heavy, "tcpcore.tools.states", "tcpcore.containers"} & loaded
+    assert not {*heavy, "tcpcore.tools.states", "tcpcore.request.containers"} & loaded
 
 
 def test_an_unknown_attribute_of_the_package() -> None:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tcpcore import clock, fields
+from tcpcore.model import clock, fields
 
 MONOTONIC, REALTIME = 50_000_000_000, 1_700_000_000_250_000_000  # 2023-11-14T22:13:20.25Z
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tcpcore import containers, filters
 from tcpcore.errors import UsageError
+from tcpcore.request import containers, filters
 
 HOST, INNER, OTHER = 4026531836, 4026532201, 4026532300  # the first is that of every host
 

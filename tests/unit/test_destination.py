@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 import pytest
 
-from tcpcore import destination
-from tcpcore.destination import Destination, output_file, tell
 from tcpcore.errors import TcpcoreError
+from tcpcore.sinks import destination
+from tcpcore.sinks.destination import Destination, output_file, tell
 from tests.unit.samples import PACKAGE
 
 LINES = "".join(f'{{"number":{i}}}\n' for i in range(50_000))  # many times what a pipe holds
@@ -86,7 +86,7 @@ def test_a_short_write_is_continued(pipe: Pipe, monkeypatch: pytest.MonkeyPatch)
 def test_standard_output_of_any_kind(unbuffered: str) -> None:
     """PYTHONUNBUFFERED is set in many container images."""
     code = (
-        "import os; from tcpcore.destination import standard_output\n"
+        "import os; from tcpcore.sinks.destination import standard_output\n"
         "os.set_blocking(1, False)\n"
         f"standard_output().write({LINES[:1000]!r} * 400)\n"
     )

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 pytest.importorskip("dnslib")
 from dnslib import AAAA, CNAME, EDNS0, QTYPE, RR, A, DNSHeader, DNSQuestion, DNSRecord
 
-from tcpcore import clock, dns
-from tcpcore.dns import Names, Packets
+from tcpcore.enrich import dns
+from tcpcore.enrich.dns import Names, Packets
 from tcpcore.errors import PrivilegeError, TcpcoreError, UsageError
-from tcpcore.output import Csv, Json, Table
+from tcpcore.model import clock
+from tcpcore.sinks.output import Csv, Json, Table
 from tcpcore.tools import connect
 from tests.unit.samples import address, event
 
@@ -679,14 +680,14 @@ def test_an_old_answer_shows_its_age(age: int | None, text: str) -> None:
     assert shown(Table, *query).endswith(f" ok           {text}")
     found = json.loads(shown(Json, *query))
     assert (found["query"], found["query_age_ns"]) == query
-    assert shown(Csv, *query).endswith(f",ok,example.com,{'' if age is None else age}")
+    assert shown(Csv, *query).endswith(f",example.com,{'' if age is None else age}")
 
 
 def test_an_unknown_name() -> None:
     assert shown(Table, None, None).endswith(" ok           -")
     found = json.loads(shown(Json, None, None))
     assert (found["query"], found["query_age_ns"]) == (None, None)
-    assert shown(Csv, None, None).endswith(",ok,,")
+    assert shown(Csv, None, None).endswith(",,")
 
 
 def named(names: object, raddr: str = V4) -> list[Any]:
@@ -722,9 +723,9 @@ def test_a_hostile_name_does_nothing_to_a_terminal(label: bytes) -> None:
 
 def test_without_dnslib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dnslib", None)
-    monkeypatch.delitem(sys.modules, "tcpcore.dns")
+    monkeypatch.delitem(sys.modules, "tcpcore.enrich.dns")
     with pytest.raises(UsageError, match=r"^--dns: needs dnslib: pip install 'tcpcore\[dns\]'$"):
-        importlib.import_module("tcpcore.dns")
+        importlib.import_module("tcpcore.enrich.dns")
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpcore import fields, net, output
+from tcpcore.model import fields, net
+from tcpcore.sinks import output
 from tests.unit.samples import ROOT, address, comm
 
 
@@ -117,7 +119,8 @@ def test_the_cache_forgets_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(cache) <= 4
 
 
-class Small(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Small:
     ts_ns: fields.Time
     lport: fields.Port
     comm: fields.Comm

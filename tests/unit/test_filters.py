@@ -11,9 +11,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tcpcore import filters
 from tcpcore.errors import UsageError
-from tcpcore.filters import MAX_TARGETS, Filters
+from tcpcore.request import filters
+from tcpcore.request.filters import MAX_TARGETS, Filters
 
 
 def bad(what: str, text: str) -> None:

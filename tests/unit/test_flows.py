@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import pytest
 
-from tcpcore.flows import COUNT, FLOW, Flows
 from tcpcore.loader.map import Map
-from tcpcore.output import MOST_ROWS
+from tcpcore.sinks.flows import COUNT, FLOW, Flows
+from tcpcore.sinks.output import MOST_ROWS
 from tests.unit.samples import ARCHITECTURES, address, object_file
 
 HERE, THERE, LOOP = address("192.0.2.1"), address("198.51.100.7"), address("::1")

@@ -74,7 +74,7 @@ def test_a_seed_is_an_order() -> None:
 
 
 def test_files() -> None:
-    assert {"src/tcpcore/loader/ffi.py", "bpf/life.bpf.c", "bpf/sock.bpf.h"} <= {
+    assert {"src/tcpcore/loader/ffi.py", "bpf/life.bpf.c", "bpf/lib/sock.bpf.h"} <= {
         *sources(ROOT, None)
     }
     assert {path.split("/")[0] for path in sources(ROOT, "src")} == {"src"}
@@ -82,11 +82,11 @@ def test_files() -> None:
 
 
 def test_tests_that_concern_a_file_come_first() -> None:
-    tests = order(ROOT, "unit", "src/tcpcore/filters.py")
+    tests = order(ROOT, "unit", "src/tcpcore/request/filters.py")
     assert tests[0] == "tests/unit/test_filters.py" and len(set(tests)) == len(tests)
     assert order(ROOT, "unit", "bpf/life.bpf.c") == ["tests/unit/test_contract.py"]
     of_life = order(ROOT, "live", "bpf/life.bpf.c")
     assert of_life[0] == "tests/live/test_life.py" and "tests/live/test_maps.py" in of_life
     assert "tests/live/test_connect.py" not in of_life
-    assert {*users(ROOT, "connecting.bpf.h")} == {"connect", "connlat"}
-    assert {*users(ROOT, "sock.bpf.h")} == {*TOOLS}
+    assert {*users(ROOT, "lib/connecting.bpf.h")} == {"connect", "connlat"}
+    assert {*users(ROOT, "lib/sock.bpf.h")} == {*TOOLS}

@@ -12,10 +12,11 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpcore import containers, run
 from tcpcore.errors import TcpcoreError, UsageError
-from tcpcore.options import Common, decimal, seconds, size, with_common
-from tcpcore.tracing import Machinery
+from tcpcore.request import containers
+from tcpcore.request.machinery import Machinery
+from tcpcore.request.options import Common, decimal, seconds, size, with_common
+from tcpcore.session import run
 from tests.unit.samples import TOOLS, tool
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tcpcore import clock, fields
-from tcpcore.output import Csv, Json, Table, csv_lines, table_lines
-from tcpcore.tool import Tool
+from tcpcore.model import clock, fields
+from tcpcore.model.tool import Tool
+from tcpcore.sinks.output import Csv, Json, Table, csv_lines, table_lines
 from tests.unit.samples import TOOLS, address, comm, event, tool
 
 LONGEST = "2001:1db8:1111:2222:3333:4444:5555:6666"  # 39 characters

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tcpcore import privilege
 from tcpcore.errors import LibbpfError
+from tcpcore.session import privilege
 
 NOBODY = (4242, 4343)
 SYS_ADMIN, SETUID, BPF = 1 << 21, 1 << 7, 1 << 39

@@ -15,13 +15,13 @@ from typing import Any, cast
 
 import pytest
 
-from tcpcore import privilege, run
-from tcpcore.destination import Destination
 from tcpcore.errors import LostError, TcpcoreError
-from tcpcore.options import Common
-from tcpcore.output import Csv, Json, Writer
-from tcpcore.run import Limits, Printer, Stop, describe
-from tcpcore.tracing import PERIOD, Losses, Trace
+from tcpcore.request.options import Common
+from tcpcore.session import privilege, run
+from tcpcore.session.run import Limits, Printer, Stop, describe
+from tcpcore.session.tracing import PERIOD, Losses, Trace
+from tcpcore.sinks.destination import Destination
+from tcpcore.sinks.output import Csv, Json, Writer
 from tests.unit.samples import event, python, tool
 
 CONNLAT = tool("connlat")
@@ -289,14 +289,14 @@ def test_ctrl_c_ends_the_wait_for_the_reader_of_a_fifo(
             os.kill(os.getpid(), signal.SIGINT)
 
     os.mkfifo(fifo)
-    monkeypatch.setattr("tcpcore.destination.time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("tcpcore.sinks.destination.time", SimpleNamespace(sleep=sleep))
     run.stream(CONNLAT, Common(output=fifo))
     assert len(looks) == 2 and no_traces.waited == []
 
 
 SIGNALS = """
 import os, signal
-from tcpcore.run import Stop
+from tcpcore.session.run import Stop
 {before}
 stop = Stop()
 for number in {numbers}:

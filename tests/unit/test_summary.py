@@ -10,8 +10,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpcore.output import MOST_ROWS
-from tcpcore.summary import Distribution, Summary
+from tcpcore.model import fields
+from tcpcore.sinks.output import MOST_ROWS
+from tcpcore.sinks.summary import Distribution, Summary
 from tests.unit.samples import address, event, tool
 
 CONNLAT = tool("connlat")
@@ -26,7 +27,7 @@ RECORDS = [
 
 
 def summary(style: str, records: list[tuple[Any, ...]] = RECORDS) -> Summary:
-    writer = Summary("connlat", CONNLAT.event._fields, style)
+    writer = Summary("connlat", list(fields.kinds(CONNLAT.event)), style)
     assert writer.header() + writer.rows(records) == ""
     return writer
 

@@ -11,13 +11,14 @@ from typing import Any, cast
 
 import pytest
 
-from tcpcore import tracing
 from tcpcore.errors import LibbpfError
 from tcpcore.loader import Attached, RingSize
 from tcpcore.loader.perf import Batch
-from tcpcore.run import describe
-from tcpcore.tool import Sweep, Tool
-from tcpcore.tracing import SLACK_NS, Losses, Machinery, Trace
+from tcpcore.model.tool import Sweep, Tool
+from tcpcore.request.machinery import Machinery
+from tcpcore.session import tracing
+from tcpcore.session.run import describe
+from tcpcore.session.tracing import SLACK_NS, Losses, Trace
 from tests.unit.samples import event, tool
 
 TOOL = tool("connlat")
@@ -218,8 +219,8 @@ def test_the_loader_gets_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Reached
 
     monkeypatch.setattr(tracing, "attached", attached)
-    monkeypatch.setattr("tcpcore.privilege.require", lambda tool: None)
-    from tcpcore.filters import Filters
+    monkeypatch.setattr("tcpcore.session.privilege.require", lambda tool: None)
+    from tcpcore.request.filters import Filters
 
     with pytest.raises(Reached), tracing.opened(TOOL, Filters(), Machinery(buffer=8192)):
         pass

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import math
 import mmap
+import re
 import select
 import struct
 import threading
@@ -36,14 +37,26 @@ _LOST = struct.Struct("=QQ")  # id, lost
 _RAW = struct.Struct("=I")  # the size of a raw sample
 
 
+def aligned(codes: str) -> str:
+    """struct format codes with the holes that C leaves: each number at a multiple of its size."""
+    found, end = [], 0
+    for code in re.findall(r"\d*\D", codes):
+        size = struct.calcsize("=" + code)
+        hole = 0 if code.endswith("s") else -end % size
+        found += [f"{hole}x"] * (hole > 0) + [code]
+        end += hole + size
+    return "".join(found)
+
+
 class Layout:
     """The layout of one event, from struct format codes of its fields in order.
 
-    Every field lies where its C member does (tests compare them); padding at the end is the
-    kernel's. size: of the C struct, in bytes. stride: of its record in the ring.
+    Every field lies where its C member does (tests compare them). size: of the C struct, in bytes.
+    stride: of its record in the ring.
     """
 
     def __init__(self, codes: str) -> None:
+        codes = aligned(codes)
         packed = struct.Struct("=" + codes)
         self.size = -(-packed.size // 8) * 8
         self.stride = -(-(_HEADER.size + _RAW.size + self.size) // 8) * 8

@@ -6,34 +6,26 @@ the handshake ended before the trace began.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import typer
 
-from tcpcore import columns as col
-from tcpcore import fields, hooks
-from tcpcore.options import Common, with_common
-from tcpcore.run import stream
-from tcpcore.tool import Tool
+from tcpcore.model import columns as col
+from tcpcore.model import fields, hooks
+from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.tool import Tool
+from tcpcore.request.options import Common, with_common
+from tcpcore.session.run import stream
 
 
-class Event(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Event(ConnectionEvent):
     """One accepted connection. Mirror of struct accept_event, bpf/accept.h; times in ns."""
 
-    ts_ns: fields.Time
+    tid: fields.U32
     wait_ns: fields.Duration
     cgroup_id: fields.CgroupId
-    laddr: fields.Address
-    raddr: fields.Address
-    pid: fields.Pid
-    tid: fields.U32
-    uid: fields.U32
-    netns: fields.U32
-    lport: fields.Port
-    rport: fields.Port
-    family: fields.Family
-    comm: fields.Comm
 
 
 _WAIT = col.millis("WAIT(ms)", "wait_ns", 8, digits=3)

@@ -8,43 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
-from tcpcore import columns as col
-from tcpcore import fields, hooks
 from tcpcore.errors import UsageError
 from tcpcore.loader.perf import Record
-from tcpcore.options import Common, with_common
-from tcpcore.output import Writer
-from tcpcore.run import stream, style
-from tcpcore.tool import Column, Derive, Sweep, Tool
-from tcpcore.tracing import Trace
+from tcpcore.model import columns as col
+from tcpcore.model import fields, hooks
+from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.tool import Column, Derive, Sweep, Tool
+from tcpcore.request.options import Common, with_common
+from tcpcore.session.run import stream, style
+from tcpcore.session.tracing import Trace
+from tcpcore.sinks.output import Writer
 
 
-class Event(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Event(ConnectionEvent):
     """One connect. Mirror of struct connect_event, bpf/connect.h; times in ns.
 
     query, query_age_ns: with --dns, the name that was asked for, and how old the answer was.
     """
 
-    ts_ns: fields.Time
+    result: fields.Result
+    tid: fields.U32
     duration_ns: fields.Time
     cgroup_id: fields.CgroupId
-    laddr: fields.Address
-    raddr: fields.Address
-    pid: fields.Pid
-    tid: fields.U32
-    uid: fields.U32
-    netns: fields.U32
-    lport: fields.Port
-    rport: fields.Port
-    family: fields.Family
-    result: fields.Result
-    comm: fields.Comm
     query: fields.Name
     query_age_ns: fields.NameAge
 
@@ -61,10 +53,10 @@ class _Nameless:
 
 @contextmanager
 def _names() -> Iterator[Derive]:
-    from tcpcore import dns
+    from tcpcore.enrich import dns
 
     with dns.Sniffer() as sniffer:
-        yield dns.Namer(sniffer, Event._fields)
+        yield dns.Namer(sniffer, list(fields.kinds(Event)))
 
 
 _FRESH_NS = 100_000_000  # a younger answer is what the connect waited for
@@ -163,7 +155,7 @@ def command(
 
 
 def _flows(common: Common, lports: bool) -> Callable[[Trace], Writer]:
-    from tcpcore.flows import Flows
+    from tcpcore.sinks.flows import Flows
 
     chosen = style(common)
 

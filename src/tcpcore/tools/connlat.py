@@ -7,36 +7,28 @@ ECONNABORTED: the process closed the socket before an answer came.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Annotated, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import typer
 
-from tcpcore import columns as col
-from tcpcore import fields, hooks
 from tcpcore.errors import UsageError
-from tcpcore.options import Common, decimal, with_common
-from tcpcore.output import Writer
-from tcpcore.run import stream, style
-from tcpcore.tool import Column, Tool
-from tcpcore.tracing import Trace
+from tcpcore.model import columns as col
+from tcpcore.model import fields, hooks
+from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.tool import Column, Tool
+from tcpcore.request.options import Common, decimal, with_common
+from tcpcore.session.run import stream, style
+from tcpcore.session.tracing import Trace
+from tcpcore.sinks.output import Writer
 
 
-class Event(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Event(ConnectionEvent):
     """One finished connect. Mirror of struct connlat_event, bpf/connlat.h; times in ns."""
 
-    ts_ns: fields.Time
-    latency_ns: fields.Time
-    laddr: fields.Address
-    raddr: fields.Address
-    pid: fields.Pid
-    uid: fields.U32
-    netns: fields.U32
-    lport: fields.Port
-    rport: fields.Port
-    family: fields.Family
     result: fields.Result
-    comm: fields.Comm
+    latency_ns: fields.Time
 
 
 _LPORT = col.port("LPORT", "lport")
@@ -104,7 +96,7 @@ def command(
 
 
 def _summary(common: Common) -> Callable[[Trace], Writer]:
-    from tcpcore.summary import Summary
+    from tcpcore.sinks.summary import Summary
 
-    writer = Summary(TOOL.name, Event._fields, style(common))
+    writer = Summary(TOOL.name, list(fields.kinds(Event)), style(common))
     return lambda trace: writer

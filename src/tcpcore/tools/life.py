@@ -7,43 +7,35 @@ last one known to have it.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import typer
 
-from tcpcore import columns as col
-from tcpcore import fields, hooks
-from tcpcore.options import Common, with_common
-from tcpcore.run import stream
-from tcpcore.tool import Column, Sweep, Tool
+from tcpcore.model import columns as col
+from tcpcore.model import fields, hooks
+from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.tool import Column, Sweep, Tool
+from tcpcore.request.options import Common, with_common
+from tcpcore.session.run import stream
 
 
-class Event(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Event(ConnectionEvent):
     """One session. Mirror of struct life_event, bpf/life.h; times in ns or us as named.
 
     reason: fin, reset sent, reset received, timeout, or open where the trace ended first.
     """
 
-    ts_ns: fields.Time
+    role: fields.Role
+    reason: fields.Reason
+    retransmits: fields.U32
+    rtt_min_us: fields.MinRtt
+    srtt_us: fields.Srtt
     duration_ns: fields.Duration
     tx_bytes: fields.Bytes
     rx_bytes: fields.Bytes
     cgroup_id: fields.CgroupId
-    laddr: fields.Address
-    raddr: fields.Address
-    pid: fields.Pid
-    uid: fields.U32
-    netns: fields.U32
-    retransmits: fields.U32
-    rtt_min_us: fields.MinRtt
-    srtt_us: fields.Srtt
-    lport: fields.Port
-    rport: fields.Port
-    family: fields.Family
-    role: fields.Role
-    reason: fields.Reason
-    comm: fields.Comm
 
 
 _COUNTS = (

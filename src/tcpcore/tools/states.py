@@ -6,32 +6,24 @@ socket came to its old state before the trace began.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from tcpcore import columns as col
-from tcpcore import fields, hooks
-from tcpcore.options import Common, with_common
-from tcpcore.run import stream
-from tcpcore.tool import Column, Sweep, Tool
+from tcpcore.model import columns as col
+from tcpcore.model import fields, hooks
+from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.tool import Column, Sweep, Tool
+from tcpcore.request.options import Common, with_common
+from tcpcore.session.run import stream
 
 
-class Event(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Event(ConnectionEvent):
     """One state change. Mirror of struct states_event, bpf/states.h; times in ns."""
 
-    ts_ns: fields.Time
-    duration_ns: fields.Duration
-    skaddr: fields.Pointer
-    laddr: fields.Address
-    raddr: fields.Address
-    pid: fields.Pid
-    uid: fields.U32
-    netns: fields.U32
-    lport: fields.Port
-    rport: fields.Port
-    family: fields.Family
     oldstate: fields.State
     newstate: fields.State
-    comm: fields.Comm
+    duration_ns: fields.Duration
+    skaddr: fields.Pointer
 
 
 _ARROW = Column("->", "newstate", 2, text=lambda state: "->")

@@ -6,34 +6,26 @@ peer. PID and COMM of an X are those of the process that closed it last, or else
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import typer
 
-from tcpcore import columns as col
-from tcpcore import fields, hooks
-from tcpcore.options import Common, with_common
-from tcpcore.run import stream
-from tcpcore.tool import Column, Tool
+from tcpcore.model import columns as col
+from tcpcore.model import fields, hooks
+from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.tool import Column, Tool
+from tcpcore.request.options import Common, with_common
+from tcpcore.session.run import stream
 
 
-class Event(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Event(ConnectionEvent):
     """A connection begins or ends. Mirror of struct tracer_event, bpf/tracer.h."""
 
-    ts_ns: fields.Time
-    cgroup_id: fields.CgroupId
-    laddr: fields.Address
-    raddr: fields.Address
-    pid: fields.Pid
-    tid: fields.Pid
-    uid: fields.U32
-    netns: fields.U32
-    lport: fields.Port
-    rport: fields.Port
-    family: fields.Family
     action: fields.Action
-    comm: fields.Comm
+    tid: fields.Pid
+    cgroup_id: fields.CgroupId
 
 
 _LETTERS = {"connect": "C", "accept": "A", "close": "X"}

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple, TypeVar
 
-from tcpcore import clock, net
 from tcpcore.errors import PrivilegeError, TcpcoreError, UsageError
 from tcpcore.loader.perf import Record
+from tcpcore.model import clock, net
 
 try:
     from dnslib import CLASS, QR, QTYPE, RCODE, DNSHeader, DNSQuestion

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tcpcore import fields
-from tcpcore.tool import Column
+from tcpcore.model import fields
+from tcpcore.model.tool import Column
 
 
 def pid(width: int = 6) -> Column:

@@ -6,8 +6,8 @@
 #ifndef TCPCORE_ACCEPTING_BPF_H
 #define TCPCORE_ACCEPTING_BPF_H
 
-#include "sock.bpf.h"
-#include "task.bpf.h"
+#include "lib/sock.bpf.h"
+#include "lib/task.bpf.h"
 #include <bpf/bpf_tracing.h>
 
 static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct);

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tcpcore.loader.map import Map
-from tcpcore.net import FAMILIES, address_text
-from tcpcore.output import MOST_ROWS, OTHER, Records, csv_lines, json_line, table_lines
+from tcpcore.model.net import FAMILIES, address_text
+from tcpcore.sinks.output import MOST_ROWS, OTHER, Records, csv_lines, json_line, table_lines
 
 FLOW = struct.Struct("=16s16sIHHH6x")
 """Mirror of struct flow, bpf/connect.h: laddr, raddr, netns, lport, rport, family."""

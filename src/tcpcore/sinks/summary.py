@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tcpcore import fields
-from tcpcore.net import FAMILIES, address_text
-from tcpcore.output import MOST_ROWS, OTHER, Records, csv_lines, json_line, table_lines
+from tcpcore.model import fields
+from tcpcore.model.net import FAMILIES, address_text
+from tcpcore.sinks.output import MOST_ROWS, OTHER, Records, csv_lines, json_line, table_lines
 
 Destination = tuple[int, bytes, int]  # family, address, port as in the record
 

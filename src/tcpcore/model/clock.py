@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from tcpcore.fields import Cache
+from tcpcore.model.fields import Cache
 
 SECOND = 1_000_000_000
 

@@ -9,8 +9,8 @@
 #ifndef TCPCORE_ENTRY_BPF_H
 #define TCPCORE_ENTRY_BPF_H
 
-#include "output.bpf.h"
-#include "owner.bpf.h"
+#include "lib/output.bpf.h"
+#include "lib/owner.bpf.h"
 
 struct entry {
 	struct owner owner;

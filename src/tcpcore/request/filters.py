@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from tcpcore.errors import UsageError
-from tcpcore.net import AF_INET, AF_INET6
+from tcpcore.model.net import AF_INET, AF_INET6
+from tcpcore.model.tool import Rodata
 
 MAX_TARGETS = 64
 MAX_PID = 1 << 22  # include/linux/threads.h, PID_MAX_LIMIT
 _NS_GET_NSTYPE, _CLONE_NEWNET = 0xB703, 0x40000000  # include/uapi/linux/nsfs.h, sched.h
 _FIRST_NAMESPACE = 0xEFFFFFF8  # below it, a number names a process; include/uapi/linux/nsfs.h
 
-Rodata = dict[str, int | bytes]
 Target = TypeVar("Target")
 
 

@@ -3,9 +3,9 @@
 #ifndef TCPCORE_OWNER_BPF_H
 #define TCPCORE_OWNER_BPF_H
 
-#include "filter.bpf.h"
-#include "sock.bpf.h"
-#include "task.bpf.h"
+#include "lib/filter.bpf.h"
+#include "lib/sock.bpf.h"
+#include "lib/task.bpf.h"
 
 enum role { /* RFC 9293: active and passive open */
 	    ROLE_UNKNOWN,

@@ -5,10 +5,10 @@
 #ifndef TCPCORE_CONNECTING_BPF_H
 #define TCPCORE_CONNECTING_BPF_H
 
-#include "output.bpf.h"
-#include "owner.bpf.h"
-#include "task.bpf.h"
-#include "transitions.bpf.h"
+#include "lib/output.bpf.h"
+#include "lib/owner.bpf.h"
+#include "lib/task.bpf.h"
+#include "lib/transitions.bpf.h"
 
 /* The variant has hooks on connect() itself, where connects begin and a full map is counted. */
 const volatile bool connect_is_hooked;

@@ -13,14 +13,16 @@ from dataclasses import astuple, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from tcpcore import clock, fields, privilege
 from tcpcore.errors import LibbpfError, UnsupportedError
-from tcpcore.filters import Filters
-from tcpcore.loader import Attached, RingSize, Settings, attached
+from tcpcore.loader import Attached, Settings, attached
 from tcpcore.loader.perf import Record
-from tcpcore.tool import Derive, Sweep, Tool
+from tcpcore.model import clock, fields
+from tcpcore.model.tool import Derive, Sweep, Tool
+from tcpcore.request.filters import Filters
+from tcpcore.request.machinery import Machinery
+from tcpcore.session import privilege
 
-OBJECTS = Path(__file__).parent / "objects"
+OBJECTS = Path(__file__).parents[1] / "objects"
 PERIOD = 0.05
 """Seconds: how long an event waits in the ring at most, on a quiet host."""
 SLACK_NS = 1_000_000
@@ -30,36 +32,6 @@ the next batch, since an older one may still come from another CPU."""
 _SEEN = struct.Struct("=Qi4x")  # struct seen: a socket, and its state
 _BEFORE_SEEN = 8  # bytes of struct seen_changes
 _ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
-
-
-def default_buffer() -> int:
-    """Bytes per CPU: 2 MiB, which a burst of 50,000 connections on a saturated host does not
-    fill, but on many CPUs no more than 32 MiB in all.
-
-    512 KiB and a control page are what perf_event_mlock_kb allows without CAP_IPC_LOCK.
-    """
-    cpus = os.cpu_count() or 1
-    return max(512 << 10, min(2 << 20, (32 << 20) // cpus))
-
-
-@dataclass(frozen=True)
-class Machinery:
-    """How to trace.
-
-    buffer: bytes per CPU; None: the default, or as much of it as the kernel gives. map_size:
-    sockets. attach, btf: as in Settings.
-    """
-
-    buffer: int | None = None
-    map_size: int = 65536
-    attach: str | None = None
-    btf: Path | None = None
-
-    def ring(self) -> RingSize:
-        """A size that was asked for is what the user gets, or an error."""
-        if self.buffer is None:
-            return RingSize(default_buffer(), least=1)
-        return RingSize(self.buffer, least=self.buffer)
 
 
 @dataclass(frozen=True)

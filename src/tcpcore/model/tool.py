@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from tcpcore.fields import Convert
-from tcpcore.filters import Rodata
 from tcpcore.loader.perf import Record
 from tcpcore.loader.plan import Variant
+from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.fields import Convert
+
+Rodata = dict[str, int | bytes]
+"""Values of read-only variables by name."""
 
 
 class Derive(Protocol):
@@ -71,7 +74,7 @@ class Tool:
     """
 
     name: str
-    event: type[NamedTuple]
+    event: type[ConnectionEvent]
     struct: str
     columns: tuple[Column, ...]
     wide: tuple[Column, ...]

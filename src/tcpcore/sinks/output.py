@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from tcpcore import clock, fields
-from tcpcore.tool import Column, Tool
+from tcpcore.model import clock, fields
+from tcpcore.model.tool import Column, Tool
 
 Records = Sequence[tuple[Any, ...]]
 

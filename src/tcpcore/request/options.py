@@ -19,10 +19,10 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from tcpcore import filters
 from tcpcore.errors import UsageError
-from tcpcore.filters import Filters
-from tcpcore.tracing import Machinery
+from tcpcore.request import filters
+from tcpcore.request.filters import Filters
+from tcpcore.request.machinery import Machinery
 
 _WHO, _WHERE, _SHOW, _WHEN, _HOW = "Who", "Where", "Output", "When", "Machinery"
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -170,14 +170,14 @@ class Common:
             if self.pidns is not None:
                 raise UsageError("--pidns: needs --pid")
             return []
-        from tcpcore import containers
+        from tcpcore.request import containers
 
         return [containers.host_pid(pid, self.pidns) for pid in pids]
 
     def _cgroups(self) -> list[Path]:
         found = [filters.cgroup("--cgroup", text) for text in self.cgroup]
         if self.container:
-            from tcpcore import containers
+            from tcpcore.request import containers
 
             found += [containers.cgroup("--container", text) for text in self.container]
         return found

@@ -2,13 +2,13 @@
 /*
  * The filters that all tools share. Read-only data that tcpcore writes before load: the verifier
  * knows their values then and removes the code of every filter that is off. A count of 0 or a
- * false flag means that there is no such filter. Mirror: src/tcpcore/filters.py.
+ * false flag means that there is no such filter. Mirror: src/tcpcore/request/filters.py.
  */
 #ifndef TCPCORE_FILTER_BPF_H
 #define TCPCORE_FILTER_BPF_H
 
-#include "sock.bpf.h"
-#include "task.bpf.h"
+#include "lib/sock.bpf.h"
+#include "lib/task.bpf.h"
 
 #define MAX_TARGETS 64
 #define MAX_CGROUP_DEPTH 64

@@ -10,15 +10,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from types import FrameType
 
-from tcpcore import fields, filters, privilege
-from tcpcore.destination import Destination, output_file, standard_output, tell
 from tcpcore.errors import LostError, UsageError
 from tcpcore.loader import ffi
 from tcpcore.loader.perf import Record
-from tcpcore.options import Common, seconds
-from tcpcore.output import Csv, Json, Table, Writer
-from tcpcore.tool import Tool
-from tcpcore.tracing import Losses, Trace, opened
+from tcpcore.model import fields
+from tcpcore.model.tool import Tool
+from tcpcore.request import filters
+from tcpcore.request.options import Common, seconds
+from tcpcore.session import privilege
+from tcpcore.session.tracing import Losses, Trace, opened
+from tcpcore.sinks.destination import Destination, output_file, standard_output, tell
+from tcpcore.sinks.output import Csv, Json, Table, Writer
 
 LOSS_PERIOD = 1.0  # seconds between two looks at the loss counters
 

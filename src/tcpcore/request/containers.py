@@ -15,8 +15,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tcpcore import filters
 from tcpcore.errors import UsageError
+from tcpcore.request import filters
 
 PROC = Path("/proc")
 _HOST = "pid:[4026531836]"  # include/linux/proc_ns.h, PROC_PID_INIT_INO

@@ -6,8 +6,8 @@
 #ifndef TCPCORE_TRANSITIONS_BPF_H
 #define TCPCORE_TRANSITIONS_BPF_H
 
-#include "output.bpf.h"
-#include "sock.bpf.h"
+#include "lib/output.bpf.h"
+#include "lib/sock.bpf.h"
 #include <bpf/bpf_tracing.h>
 
 /* owned: a task has the socket's lock, and makes the change. */

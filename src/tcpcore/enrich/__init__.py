@@ -1,0 +1,1 @@
+"""What the kernel does not tell of an event."""

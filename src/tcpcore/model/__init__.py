@@ -1,0 +1,1 @@
+"""What a tool is: its events, columns and hooks."""

@@ -1,0 +1,39 @@
+"""How to trace: buffers, maps, ways to attach."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tcpcore.loader import RingSize
+
+
+def default_buffer() -> int:
+    """Bytes per CPU: 2 MiB, which a burst of 50,000 connections on a saturated host does not
+    fill, but on many CPUs no more than 32 MiB in all.
+
+    512 KiB and a control page are what perf_event_mlock_kb allows without CAP_IPC_LOCK.
+    """
+    cpus = os.cpu_count() or 1
+    return max(512 << 10, min(2 << 20, (32 << 20) // cpus))
+
+
+@dataclass(frozen=True)
+class Machinery:
+    """How to trace.
+
+    buffer: bytes per CPU; None: the default, or as much of it as the kernel gives. map_size:
+    sockets. attach, btf: as in Settings.
+    """
+
+    buffer: int | None = None
+    map_size: int = 65536
+    attach: str | None = None
+    btf: Path | None = None
+
+    def ring(self) -> RingSize:
+        """A size that was asked for is what the user gets, or an error."""
+        if self.buffer is None:
+            return RingSize(default_buffer(), least=1)
+        return RingSize(self.buffer, least=self.buffer)

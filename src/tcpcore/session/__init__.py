@@ -1,0 +1,1 @@
+"""A tool at work: attached, read, ended."""

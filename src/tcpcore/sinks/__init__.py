@@ -1,0 +1,1 @@
+"""Where events go: table, JSON, CSV; descriptors and files."""
