@@ -32,8 +32,7 @@ _LISTS = {f.name for f in dataclasses.fields(Common) if f.default is dataclasses
 class Events:
     """The tool's Event objects in time order; endless unless duration or count ends them.
 
-    A loop may be left at any event: the next one goes on with the event behind it. variant: how
-    the tool is attached.
+    A loop may be left at any event: the next one goes on with the event behind it.
 
     After the trace's block every method raises TcpcoreError, and so it does in a child process,
     which has to begin a trace of its own.
@@ -47,8 +46,10 @@ class Events:
         self._is_over = False
 
     @property
-    def variant(self) -> str:
-        return self._trace.program.variant.name
+    def ways(self) -> dict[str, str]:
+        """How each slot is seen: fentry, kprobe, tp_btf, raw_tp or tracepoint. Those that are not
+        are left out."""
+        return {use.slot.name: use.way.name for use in self._trace.program.uses if use.way}
 
     def losses(self) -> Losses:
         """What was lost so far."""

@@ -68,8 +68,10 @@ class Tracer:
         return self.process.pid
 
     @property
-    def variant(self) -> str:
-        return next(x for x in self.err.lines if x.startswith("attached: ")).split()[1]
+    def ways(self) -> dict[str, str]:
+        """Each slot, and how it is seen."""
+        told = (x.split(": ")[1:] for x in self.err.lines if x.startswith("attached: "))
+        return {slot: way for slot, way in told}
 
     def entries(self) -> set[Entry]:
         """What it keeps by socket or by thread: in hash maps with keys of 8 bytes."""

@@ -105,7 +105,7 @@ from tcpcore.tools import names
 for name in names():
     try:
         with tcpcore.trace(name, map_size=64) as events:
-            print(name, 0, events.variant)
+            print(name, 0, events.ways)
     except tcpcore.TcpcoreError as e:
         print(name, e.exit_code, e)
 """
@@ -158,7 +158,7 @@ def test_rings_are_as_large_as_may_be_locked() -> None:
     assert "CAP_IPC_LOCK" in refusal
 
 
-# Each tool with BTF from a file (the first argument): its way, and how many rows came.
+# Each tool with BTF from a file (the first argument): its ways, once a row has come.
 FROM_FILE = """
 import os, sys, tcpcore
 from tests.live import harness
@@ -170,7 +170,7 @@ for name in names():
         rows = 0
         while not rows:
             rows += len(events.read())
-        print(name, events.variant, rows)
+        print(name, *events.ways.values())
 try:
     with tcpcore.trace("life", btf=sys.argv[1], all=True):
         pass
@@ -191,7 +191,8 @@ def test_every_tool_works_with_btf_from_a_file(tmp_path: Path) -> None:
     assert done.stderr == ""
     *told, refusal = done.stdout.splitlines()
     assert [line.split()[0] for line in told] == tools.names()
-    assert {line.split()[1] for line in told} <= {"kprobe", "tracepoint"}
+    ways = {way for line in told for way in line.split()[1:]}
+    assert ways <= {"kprobe", "raw_tp", "tracepoint"}
     assert refusal.startswith("3 no way to attach on this kernel: ")
     assert "--btf FILE" not in refusal
     assert f"need BTF in the kernel itself, beside {copy}" in refusal

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 import struct
+from collections.abc import Iterable
 from graphlib import TopologicalSorter
 from ipaddress import IPv6Network
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import cast
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from tcpcore.loader import ObjectFile
+from tcpcore.loader import ObjectFile, Slot, Way
 from tcpcore.loader.object import encode
 from tcpcore.model import fields
 from tcpcore.model.tool import Sweep, Tool
@@ -86,15 +87,26 @@ def test_no_implicit_padding(built: Built) -> None:
     assert end == there.size
 
 
-def test_every_program_is_in_a_variant_and_the_other_way_round(built: Built) -> None:
+def ways(slots: Iterable[Slot]) -> list[Way]:
+    return [way for slot in slots for way in slot.ways]
+
+
+def sections(slots: Iterable[Slot]) -> list[str]:
+    """In the order of the attach."""
+    return [section for way in ways(slots) for section in (*way.sections, *way.optional)]
+
+
+def test_every_program_is_in_a_slot_and_the_other_way_round(built: Built) -> None:
     name, file = built
-    named = {
-        section
-        for variant in tool(name).variants
-        for section in (*variant.sections, *variant.optional)
-    }
-    run = {*with_options(name).called, *EVERYTHING.hooks()}
-    assert named | run == set(file.programs)
+    named = sections((*tool(name).slots, *EVERYTHING.slots()))
+    assert {*named, *with_options(name).called} == set(file.programs)
+    assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_slots_have_names_of_their_own(name: str) -> None:
+    names = [slot.name for slot in (*EVERYTHING.slots(), *tool(name).slots)]
+    assert len(names) == len(set(names))
 
 
 # What ends an entry, and what begins one.
@@ -104,32 +116,36 @@ ENDS = {"fentry": "fexit", "kprobe": "kretprobe", "sys_enter_connect": "sys_exit
 @pytest.mark.parametrize("name", TOOLS)
 def test_what_ends_an_entry_is_attached_first(name: str) -> None:
     """Else an entry whose end nobody saw would stay, and the next socket there inherit it."""
-    for variant in tool(name).variants:
-        order = (*variant.sections, *variant.optional)
-        places = {section: order.index(section) for section in order}
-        destroyed = next(x for x in order if x.endswith("tcp_destroy_sock"))
-        assert places[destroyed] == 0
-        assert order[1].endswith("inet_sock_set_state")
-        for begin, end in ENDS.items():
-            for section in order:
-                ending = section.replace(begin, end)
-                if begin in section and ending in places:
-                    assert places[ending] < places[section]
+    order = sections(tool(name).slots)
+    hooks = list(dict.fromkeys(section.partition("/")[2] for section in order))
+    assert hooks[:2] == ["tcp_destroy_sock", "inet_sock_set_state"]
+    for begin, end in ENDS.items():
+        for section in order:
+            ending = section.replace(begin, end)
+            if begin in section and ending in order:
+                assert order.index(ending) < order.index(section)
 
 
-def test_parameter_counts_are_of_functions_in_the_variant() -> None:
-    for name in TOOLS:
-        for variant in tool(name).variants:
-            sections = (*variant.sections, *variant.optional)
-            assert variant.parameters.keys() <= {s.partition("/")[2] for s in sections}
+@pytest.mark.parametrize("name", TOOLS)
+def test_parameter_types_are_of_hooks_in_the_way(name: str) -> None:
+    for way in ways(tool(name).slots):
+        assert way.types.keys() <= {s.partition("/")[2] for s in (*way.sections, *way.optional)}
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_trampolines_parameters_are_compared(name: str) -> None:
+    for way in ways(tool(name).slots):
+        for section in (*way.sections, *way.optional):
+            kind, _, function = section.partition("/")
+            assert kind not in ("fentry", "fexit") or function in way.types
 
 
 def test_what_python_writes_is_rodata_of_the_right_width(built: Built) -> None:
     name, file = built
     known = file.variables(".rodata")
-    of_variants = {k: v for variant in tool(name).variants for k, v in variant.rodata.items()}
+    of_ways = {k: v for way in ways(tool(name).slots) for k, v in way.rodata.items()}
     own = with_options(name).rodata
-    for variable, value in (EVERYTHING.rodata() | own | of_variants).items():
+    for variable, value in (EVERYTHING.rodata() | own | of_ways).items():
         data = encode(variable, value, known[variable].size)
         assert len(data) == known[variable].size
         if isinstance(value, bytes):  # every filter is full: so is its array

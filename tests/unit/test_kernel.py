@@ -3,34 +3,60 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from tcpcore.errors import LibbpfError, UsageError
-from tcpcore.loader import kernel
+from tcpcore.loader import ffi, kernel
 from tests.unit.samples import ARCHITECTURES, TOOLS, object_file
 
 
 class FakeTypes:
-    """libbpf with the function f of two parameters. read, freed: how often."""
+    """libbpf with the function f(const struct sock *, int) and the tracepoint t of the same.
+
+    read, freed: how often. asked: names.
+    """
+
+    # kind, name, type
+    TYPES: ClassVar = [
+        *((0, "", 0), (1, "int", 0), (4, "sock", 0), (10, "", 2), (2, "", 3)),
+        *((13, "", 0), (12, "f", 5), (13, "", 0), (2, "", 7), (8, "btf_trace_t", 8), (2, "", 0)),
+    ]
+    PARAMETERS: ClassVar = {5: [4, 1], 7: [10, 4, 1]}
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.read = self.freed = 0
         self.unreadable = 0
+        self.asked: list[str] = []
+        self._made = [self._make(i, *each) for i, each in enumerate(self.TYPES)]
         library = SimpleNamespace(
             btf__load_vmlinux_btf=self._load,
             btf__free=self._free,
             btf__find_by_name_kind=self._find,
-            btf__type_by_id=lambda handle, number: SimpleNamespace(
-                contents=SimpleNamespace(type=2, info=2)
-            ),
+            btf__type_by_id=lambda handle, number: SimpleNamespace(contents=self._made[number]),
+            btf__name_by_offset=lambda handle, number: self.TYPES[number][1].encode(),
         )
         monkeypatch.setattr(kernel, "libbpf", lambda: library)
+
+    def _make(self, number: int, kind: int, name: str, type: int) -> ffi.BtfType:
+        """A type with its parameters behind it, as in the kernel's BTF."""
+        parameters = self.PARAMETERS.get(number, [])
+
+        class Made(ctypes.Structure):
+            _fields_ = [("head", ffi.BtfType), ("tail", ffi.BtfParameter * len(parameters))]
+
+        made = Made((number, kind << 24 | len(parameters), type))
+        for i, parameter in enumerate(parameters):
+            made.tail[i].type = parameter
+        self._keep = [*getattr(self, "_keep", []), made]
+        head: ffi.BtfType = made.head
+        return head
 
     def _load(self) -> object:
         if self.unreadable:
@@ -42,43 +68,62 @@ class FakeTypes:
         self.freed += 1
 
     def _find(self, handle: object, name: bytes, kind: int) -> int:
-        if name != b"f":
-            raise LibbpfError("btf__find_by_name_kind", errno.ENOENT)
-        return 1
+        self.asked.append(name.decode())
+        for number, (its_kind, its_name, _) in enumerate(self.TYPES):
+            if (its_kind, its_name) == (kind, name.decode()):
+                return number
+        raise LibbpfError("btf__find_by_name_kind", errno.ENOENT)
 
 
 @pytest.fixture
 def types(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTypes:
     monkeypatch.setattr(kernel, "VMLINUX_BTF", tmp_path)
-    monkeypatch.setattr(kernel.Btf, "fentry_refusal", lambda self, function: None)
+    monkeypatch.setattr(kernel, "_try_fentry", lambda function: None)
     return FakeTypes(monkeypatch)
+
+
+PARAMETERS = ("struct sock *", "int")
+
+
+def test_parameters_of_functions_and_of_tracepoints(types: FakeTypes) -> None:
+    """Without const, and without what a tracepoint hands to its programs first."""
+    btf = kernel.Btf()
+    assert [btf.types(name) for name in ("f", "t", "g")] == [PARAMETERS, PARAMETERS, None]
 
 
 def test_the_types_are_read_once_and_freed_once(types: FakeTypes) -> None:
     btf = kernel.Btf()
     btf.close()
     assert (types.read, types.freed) == (0, 0)
-    assert [btf.parameters("f"), btf.parameters("g")] == [2, None]
+    assert [btf.types("f"), btf.types("g")] == [PARAMETERS, None]
     assert (types.read, types.freed) == (1, 0)
     btf.close()
     btf.close()
     assert (types.read, types.freed) == (1, 1)
-    assert btf.parameters("f") == 2
-    assert (types.read, types.freed) == (2, 1)
+
+
+def test_what_was_asked_is_remembered(types: FakeTypes) -> None:
+    btf = kernel.Btf()
+    for _ in range(2):
+        assert [btf.types("f"), btf.types("g")] == [PARAMETERS, None]
+        assert btf.fentry_refusal("f") is None
+        btf.close()
+    assert types.asked == ["f", "g", "btf_trace_g"]
+    assert types.read == 1
 
 
 def test_each_trace_has_types_of_its_own(types: FakeTypes) -> None:
     """What one gives back, another one, in another thread, may be reading."""
     one, other = kernel.Btf(), kernel.Btf()
-    one.parameters("f")
-    other.parameters("f")
+    one.types("f")
+    other.types("f")
     one.close()
     assert (types.read, types.freed) == (2, 1)
 
 
 def test_types_that_cannot_be_read_are_a_reason(types: FakeTypes) -> None:
     types.unreadable = errno.EINVAL
-    assert kernel.cannot("fentry/f", kernel.Btf()) == (
+    assert kernel.cannot("fentry/f", kernel.Btf(), ["int"]) == (
         "no kernel BTF (btf__load_vmlinux_btf: Invalid argument)"
     )
 
@@ -149,3 +194,21 @@ def test_missing_capabilities(
     status = f"Name:\tx\nCapPrm:\t{-1 & 0xFFFF:016x}\nCapEff:\t{effective:016x}\n"
     monkeypatch.setattr(Path, "read_text", lambda path: status)
     assert kernel.missing_capabilities() == missing
+
+
+def test_who_forbids_fentry_altogether_is_not_asked_for_a_function(
+    types: FakeTypes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(number: int) -> Any:
+        return lambda function: LibbpfError("bpf_prog_load", number)
+
+    monkeypatch.setattr(kernel, "_try_fentry", forbidden(errno.EPERM))
+    assert kernel.cannot("fentry/f", kernel.Btf(), [", ".join(PARAMETERS)]) == (
+        "no fentry programs: bpf_prog_load: Operation not permitted"
+    )
+    assert types.read == 0
+    # What the kernel says elsewhere to a number that is no function.
+    monkeypatch.setattr(kernel, "_try_fentry", forbidden(errno.EINVAL))
+    assert kernel.cannot("fentry/f", kernel.Btf(), [", ".join(PARAMETERS)]) == (
+        "no program at f: bpf_prog_load: Invalid argument"
+    )

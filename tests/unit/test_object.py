@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpcore.errors import LibbpfError, TcpcoreError, UnsupportedError, UsageError
-from tcpcore.loader import ObjectFile, Variant, ffi, kernel, plan
+from tcpcore.loader import ObjectFile, Slot, Way, ffi, kernel, plan
 from tcpcore.loader import object as loader
 from tcpcore.loader.ffi import libbpf
 from tcpcore.loader.lifetime import Lifetime
@@ -318,7 +318,7 @@ def attached(*links: int, **programs: int) -> loader.Attached:
     """An object of these links and programs, by section (with __ for /)."""
     nothing: Any = None
     return loader.Attached(
-        nothing, nothing, (), (), {}, loader._Maps(),
+        nothing, (), {}, loader._Maps(),
         {name.replace("__", "/"): [program(n)] for name, n in programs.items()},
         [ctypes.cast(n, ctypes.POINTER(ffi.BpfLink)) for n in links],
         Lifetime(),
@@ -404,19 +404,26 @@ class FakeAttempts:
         monkeypatch.setattr(kernel, "has_kprobes", lambda: True)
         monkeypatch.setattr(plan, "_lockdown", lambda: "none")
 
-    def _bring_up(self, stack: ExitStack, file: Any, choice: Any, *rest: Any) -> loader.Attached:
-        name = choice.variant.sections[0]
+    def _bring_up(
+        self, stack: ExitStack, file: Any, uses: Any, settings: Any, plan: plan.Plan
+    ) -> loader.Attached | None:
+        (name,) = uses[0].sections
         self.tried.append(name)
         stack.callback(self.freed.append, name)
-        self.outcomes.pop(0)()
+        try:
+            self.outcomes.pop(0)()
+        except LibbpfError as e:
+            loader._unless_exhausted(e)
+            plan.refuse(uses[0].slot, e)
+            return None
         return attached()
 
     def run(
         self, settings: loader.Settings = NOTHING_SET
     ) -> AbstractContextManager[loader.Attached]:
         path = object_file(TOOLS[0], ARCHITECTURES[0]).path
-        variants = [Variant("tracepoint", (f"raw_tp/{name}",)) for name in "ab"]
-        return loader.attached(path, variants, settings)
+        slot = Slot("a slot", tuple(Way((f"raw_tp/{name}",)) for name in "ab"))
+        return loader.attached(path, [slot], settings)
 
 
 @pytest.fixture
@@ -453,7 +460,7 @@ def test_a_child_frees_nothing(attempts: FakeAttempts, monkeypatch: pytest.Monke
 
 
 def test_out_of_memory_is_no_refusal(attempts: FakeAttempts) -> None:
-    """The next variant needs as much; and the remedy is told."""
+    """The next way needs as much; and the remedy is told."""
     attempts.outcomes = [refuse(errno.ENOMEM)]
     with pytest.raises(TcpcoreError, match="ulimit -l") as e, attempts.run():
         pass
@@ -483,9 +490,9 @@ def test_each_attempt_begins_with_an_empty_log(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(loader, "_open", lambda *arguments: refuse(errno.EINVAL)())
     ffi.log.lines.append("libbpf: old news")
     path = object_file(TOOLS[0], ARCHITECTURES[0]).path
-    variant = Variant("tracepoint", ("raw_tp/a",))
-    with pytest.raises(UnsupportedError) as e, loader.attached(
-        path, [variant], loader.Settings()
+    slot = Slot("a slot", (Way(("raw_tp/a",)),))
+    with pytest.raises(TcpcoreError) as e, loader.attached(
+        path, [slot], loader.Settings()
     ):  # fmt: skip
         pass
     assert "old news" not in str(e.value)

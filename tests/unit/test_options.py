@@ -148,8 +148,9 @@ def test_rings_take_a_quarter_of_the_free_memory_at_most(
 def test_machinery(tmp_path: Path) -> None:
     btf = tmp_path / "vmlinux"
     btf.touch()
-    found = Common(buffer="1M", map_size="1024", attach="kprobe", btf=btf).machinery()
-    assert (found.buffer, found.map_size, found.attach, found.btf) == (1 << 20, 1024, "kprobe", btf)
+    found = Common(buffer="1M", map_size="1024", attach=["kprobe,raw_tp"], btf=btf).machinery()
+    assert (found.buffer, found.map_size, found.btf) == (1 << 20, 1024, btf)
+    assert found.attach == ("kprobe", "raw_tp")
     assert Common().machinery() == Machinery()
 
 

@@ -1,4 +1,4 @@
-"""Which variant is tried when, with a kernel that answers what the test wants."""
+"""Which way is tried when, with a kernel that answers what the test wants."""
 
 from __future__ import annotations
 
@@ -9,35 +9,49 @@ from typing import cast
 
 import pytest
 
-from tcpcore.errors import LibbpfError, UsageError
-from tcpcore.loader import Variant, kernel, plan
+from tcpcore.errors import LibbpfError, PrivilegeError, UnsupportedError, UsageError
+from tcpcore.loader import Slot, Way, kernel, plan
+from tcpcore.loader.plan import Plan, Use, narrowed
 from tcpcore.loader.tracefs import TracefsError
 
-FENTRY = Variant(
-    "fentry", ("fentry/f", "tp_btf/t"), optional=("fentry/f6",), parameters={"f": 3, "f6": 2}
-)
-KPROBE = Variant("kprobe", ("kprobe/f", "raw_tp/t"), optional=("kprobe/f6",))
-FIRST = Variant("tracepoint", ("tp_btf/t",))
-SECOND = Variant("tracepoint", ("raw_tp/t",))
-ALL = (FENTRY, KPROBE, FIRST, SECOND)
+SOCK, TWO = "struct sock *", "struct sock *, int"
+FENTRY = Way(("fexit/f", "fentry/f"), optional=("fentry/f6",), types={"f": (TWO,), "f6": (SOCK,)})
+KPROBE = Way(("kretprobe/f", "kprobe/f"), optional=("kprobe/f6",))
+CLASSIC = Way(("tp/syscalls/sys_exit_f",))
+CALLS = Slot("calls", (FENTRY, KPROBE, CLASSIC))
+TYPED, RAW = Way(("tp_btf/t",)), Way(("raw_tp/t",))
+CHANGES = Slot("changes", (TYPED, RAW))
+ALL = (CHANGES, CALLS)
+
+FUNCTIONS = {
+    "tp_btf/t": ["change_btf", "again_btf"],
+    "raw_tp/t": ["change_raw"],
+    "fentry/f": ["f_fentry"],
+    "fentry/f6": ["f6_fentry"],
+    "kprobe/f": ["f_kprobe"],
+    "raw_tp": ["called"],
+}
 
 
 class FakeBtf:
-    def __init__(self, functions: Mapping[str, int]) -> None:
+    def __init__(self, functions: Mapping[str, str]) -> None:
         self._functions = functions
+        self.asked: list[str] = []
 
-    def parameters(self, function: str) -> int | None:
-        return self._functions.get(function)
+    def types(self, function: str) -> tuple[str, ...] | None:
+        self.asked.append(function)
+        found = self._functions.get(function)
+        return None if found is None else tuple(found.split(", "))
 
     def fentry_refusal(self, function: str) -> str | None:
         return None
 
 
-def parsed(functions: Mapping[str, int]) -> kernel.Btf:
+def parsed(functions: Mapping[str, str]) -> kernel.Btf:
     return cast(kernel.Btf, FakeBtf(functions))
 
 
-BOTH = parsed({"f": 3, "f6": 2})
+BOTH = parsed({"f": TWO, "f6": SOCK, "t": TWO})
 
 
 @pytest.fixture
@@ -45,6 +59,7 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """A kernel with BTF, kprobes and both functions; tests take away from it."""
     monkeypatch.setattr(kernel, "VMLINUX_BTF", tmp_path)
     monkeypatch.setattr(kernel, "has_kprobes", lambda: True)
+    monkeypatch.setattr(kernel, "_forbids_fentry", lambda: None)
     monkeypatch.setattr(plan, "_lockdown", lambda: "none")
     return monkeypatch
 
@@ -53,54 +68,88 @@ def without_btf(host: pytest.MonkeyPatch) -> None:
     host.setattr(kernel, "VMLINUX_BTF", Path("/absent/btf"))
 
 
-def choices(
-    variants: tuple[Variant, ...], btf: kernel.Btf = BOTH
-) -> tuple[list[plan.Choice], list[plan.Refusal]]:
-    refusals: list[plan.Refusal] = []
-    return list(plan.candidates(variants, refusals, btf)), refusals
+def chosen(*slots: Slot, btf: kernel.Btf = BOTH) -> list[Use]:
+    return Plan(slots or ALL, btf).choose()
 
 
-def test_the_best_comes_first(host: pytest.MonkeyPatch) -> None:
-    found, refusals = choices(ALL)
-    assert [choice.variant for choice in found] == list(ALL)
-    assert refusals == []
-    assert (found[0].attach, found[0].optional) == (FENTRY.sections, FENTRY.optional)
-    assert found[0].absent == ()
+def reasons(use: Use) -> list[str]:
+    return [str(refusal) for refusal in use.refusals]
 
 
-def test_forced_takes_all_of_that_name_in_order() -> None:
-    assert plan.select(ALL, None) == list(ALL)
-    assert plan.select(ALL, "kprobe") == [KPROBE]
-    assert plan.select(ALL, "tracepoint") == [FIRST, SECOND]
+def test_names_of_ways() -> None:
+    assert [way.name for way in (*CALLS.ways, *CHANGES.ways)] == [
+        *("fentry", "kprobe", "tracepoint", "tp_btf", "raw_tp")
+    ]
 
 
-@pytest.mark.parametrize("forced", ["uprobe", "", "FENTRY", "fentry/f"])
+def test_the_best_of_each_slot(host: pytest.MonkeyPatch) -> None:
+    changes, calls = chosen()
+    assert (changes.way, calls.way) == (TYPED, FENTRY)
+    assert calls.sections == ("fexit/f", "fentry/f", "fentry/f6")
+    assert (calls.absent, calls.refusals, changes.refusals) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    ("forced", "left"),
+    [
+        ([], ALL),
+        (["kprobe"], [(TYPED, RAW), (KPROBE,)]),
+        (["fentry", "raw_tp"], [(RAW,), (FENTRY,)]),
+        (["tp_btf"], [(TYPED,), CALLS.ways]),
+        # Any kind of tracepoint.
+        (["tracepoint"], [(TYPED, RAW), (CLASSIC,)]),
+    ],
+)
+def test_forced_in_every_slot_that_has_it(forced: list[str], left: list[tuple[Way, ...]]) -> None:
+    found = narrowed(ALL, forced)
+    assert [slot.ways for slot in found] == [getattr(x, "ways", x) for x in left]
+
+
+def test_what_is_forced_is_required() -> None:
+    wanted = Slot("calls", CALLS.ways, required=False)
+    assert [slot.required for slot in narrowed([wanted, CHANGES], ["kprobe"])] == [True, True]
+    assert not narrowed([wanted], [])[0].required
+
+
+@pytest.mark.parametrize("forced", ["uprobe", "", "FENTRY", "fentry/f", "kretprobe"])
 def test_forced_but_unknown_lists_each_name_once(forced: str) -> None:
     with pytest.raises(UsageError) as e:
-        plan.select(ALL, forced)
-    assert str(e.value).startswith(f"--attach: no variant '{forced}'")
-    assert str(e.value).endswith(": fentry, kprobe, tracepoint")
+        narrowed(ALL, ["kprobe", forced])
+    assert str(e.value).startswith(f"--attach: no way '{forced}'")
+    assert str(e.value).endswith(": tp_btf, raw_tp, fentry, kprobe, tracepoint")
 
 
 def test_no_btf_leaves_kprobe_and_raw_tracepoint(host: pytest.MonkeyPatch) -> None:
     without_btf(host)
-    found, refusals = choices(ALL)
-    assert [choice.variant for choice in found] == [KPROBE, SECOND]
-    assert [refusal.variant for refusal in refusals] == [FENTRY, FIRST]
-    assert "no kernel BTF (/absent/btf is absent)" in str(refusals[0])
+    changes, calls = chosen()
+    assert (changes.way, calls.way) == (RAW, KPROBE)
+    why = "no kernel BTF (/absent/btf is absent)"
+    assert reasons(changes) == [f"changes: tp_btf: {why}"]
+    assert reasons(calls) == [f"calls: fentry: {why}"]
 
 
 def test_no_kprobes(host: pytest.MonkeyPatch) -> None:
     host.setattr(kernel, "has_kprobes", lambda: False)
-    found, refusals = choices(ALL)
-    assert KPROBE not in [choice.variant for choice in found]
-    assert "without kprobes" in str(refusals[0])
+    (use,) = chosen(CALLS, btf=parsed({}))
+    assert use.way == CLASSIC
+    assert reasons(use)[1] == "calls: kprobe: the kernel is built without kprobes"
 
 
 def test_a_missing_function_refuses(host: pytest.MonkeyPatch) -> None:
-    found, refusals = choices((FENTRY, KPROBE), parsed({"f6": 2}))
-    assert [choice.variant for choice in found] == [KPROBE]
-    assert str(refusals[0]) == "fentry (fentry/f): no function f in kernel BTF"
+    (use,) = chosen(CALLS, btf=parsed({"f6": SOCK}))
+    assert use.way == KPROBE
+    assert reasons(use) == ["calls: fentry: no f in kernel BTF"]
+
+
+def test_a_kernel_that_takes_no_fentry_is_not_asked_for_functions(
+    host: pytest.MonkeyPatch,
+) -> None:
+    """Reading its BTF takes a tenth of a start."""
+    host.setattr(kernel, "_forbids_fentry", lambda: "no fentry programs: no")
+    btf = FakeBtf({"f": TWO})
+    (use,) = chosen(CALLS, btf=cast(kernel.Btf, btf))
+    assert (use.way, btf.asked) == (KPROBE, [])
+    assert reasons(use) == ["calls: fentry: no fentry programs: no"]
 
 
 def test_a_function_that_takes_no_program_refuses(host: pytest.MonkeyPatch) -> None:
@@ -108,82 +157,158 @@ def test_a_function_that_takes_no_program_refuses(host: pytest.MonkeyPatch) -> N
         return f"no program at {function}: forbidden"
 
     host.setattr(FakeBtf, "fentry_refusal", refusal)
-    found, refusals = choices((FENTRY, KPROBE))
-    assert [choice.variant for choice in found] == [KPROBE]
-    assert str(refusals[0]) == "fentry (fentry/f): no program at f: forbidden"
+    (use,) = chosen(CALLS)
+    assert use.way == KPROBE
+    assert reasons(use) == ["calls: fentry: no program at f: forbidden"]
 
 
-def test_another_number_of_parameters_refuses(host: pytest.MonkeyPatch) -> None:
-    found, refusals = choices((FENTRY,), parsed({"f": 4, "f6": 2}))
-    assert found == []
-    assert str(refusals[0]) == "fentry (fentry/f): f has 4 parameters, not 3"
+def test_other_parameters_refuse(host: pytest.MonkeyPatch) -> None:
+    """Of the same number: what counts is what they are."""
+    (use,) = chosen(CALLS, btf=parsed({"f": "int, struct sock *"}))
+    assert use.way == KPROBE
+    assert reasons(use) == [
+        f"calls: fentry: f takes (int, struct sock *), not ({TWO})",
+    ]
+
+
+def test_an_older_shape_is_one_more_way(host: pytest.MonkeyPatch) -> None:
+    new = Way(("tp_btf/t",), types={"t": (f"{TWO}, int",)})
+    old = Way(("tp_btf/t",), types={"t": (TWO, f"{SOCK}, long")})
+    for types, way in ((f"{TWO}, int", new), (TWO, old), (f"{SOCK}, long", old)):
+        (use,) = chosen(Slot("changes", (new, old)), btf=parsed({"t": types}))
+        assert use.way == way
 
 
 @pytest.mark.parametrize(
     ("functions", "reason"),
     [
-        ({"f": 3}, "no function f6 in kernel BTF"),
-        ({"f": 3, "f6": 5}, "f6 has 5 parameters, not 2"),
+        ({"f": TWO}, "no f6 in kernel BTF"),
+        ({"f": TWO, "f6": "int"}, f"f6 takes (int), not ({SOCK})"),
     ],
 )
 def test_an_optional_hook_does_not_refuse(
-    host: pytest.MonkeyPatch, functions: dict[str, int], reason: str
+    host: pytest.MonkeyPatch, functions: dict[str, str], reason: str
 ) -> None:
-    found, refusals = choices((FENTRY,), parsed(functions))
-    assert (found[0].attach, found[0].optional) == (FENTRY.sections, ())
-    assert found[0].absent == (f"fentry/f6: {reason}",)
-    assert refusals == []
+    (use,) = chosen(CALLS, btf=parsed(functions))
+    assert (use.way, use.optional, use.refusals) == (FENTRY, (), ())
+    assert use.absent == (f"fentry/f6: {reason}",)
 
 
 def test_nothing_speaks_against_a_classic_tracepoint(host: pytest.MonkeyPatch) -> None:
     """Only tracefs knows them: the attach asks it."""
     without_btf(host)
-    classic = Variant("tracepoint", ("tp/syscalls/sys_exit_accept4",))
-    found, refusals = choices((classic,))
-    assert (found[0].attach, refusals) == (classic.sections, [])
+    (use,) = chosen(Slot("calls", (CLASSIC,)))
+    assert (use.way, use.refusals) == (CLASSIC, ())
 
 
-def test_the_plan_is_lazy(host: pytest.MonkeyPatch) -> None:
-    """The second variant is not asked for while the first may do."""
+def test_ways_are_asked_for_one_by_one(host: pytest.MonkeyPatch) -> None:
+    """The second way is not asked for while the first may do."""
     asked: list[str] = []
-    host.setattr(kernel, "cannot", lambda section, btf, parameters: asked.append(section))
-    next(plan.candidates(ALL, [], BOTH))
+    host.setattr(kernel, "cannot", lambda section, btf, types: asked.append(section))
+    chosen(CALLS)
     assert asked == [*FENTRY.sections, *FENTRY.optional]
 
 
-def test_every_refusal_is_in_the_error() -> None:
-    errors = [LibbpfError("bpf_object__load", errno.EINVAL, ["libbpf: told by libbpf"])]
-    refusals = [plan.Refusal(FENTRY, "reason one"), plan.Refusal(KPROBE, str(errors[0]))]
-    error = plan.failure(refusals, errors)
-    assert error.exit_code == 3
-    assert "fentry (fentry/f): reason one; kprobe (kprobe/f): " in str(error)
+ERROR = LibbpfError("bpf_link_create", errno.EBUSY)
+
+
+def test_a_refused_way_makes_room_for_the_next(host: pytest.MonkeyPatch) -> None:
+    plan = Plan(ALL, BOTH)
+    plan.choose()
+    plan.refuse(CALLS, ERROR)
+    changes, calls = plan.choose()
+    assert (changes.way, calls.way) == (TYPED, KPROBE)
+    assert reasons(calls) == [f"calls: fentry: {ERROR}"]
+
+
+def test_a_slot_that_is_not_required_may_have_no_way(host: pytest.MonkeyPatch) -> None:
+    calls = Slot("calls", (CLASSIC,), required=False)
+    plan = Plan((calls, CHANGES), BOTH)
+    plan.choose()
+    plan.refuse(calls, ERROR)
+    none, changes = plan.choose()
+    assert (none.way, none.sections, changes.way) == (None, (), TYPED)
+    assert reasons(none) == [f"calls: tracepoint: {ERROR}"]
+
+
+def load_error(*log: str) -> LibbpfError:
+    return LibbpfError("bpf_object__load", errno.EINVAL, log)
+
+
+@pytest.mark.parametrize(
+    ("program", "changes", "calls"),
+    [("again_btf", RAW, FENTRY), ("f_fentry", TYPED, KPROBE), ("f6_fentry", TYPED, KPROBE)],
+)
+def test_the_program_that_does_not_load_costs_its_slot_a_way(
+    host: pytest.MonkeyPatch, program: str, changes: Way, calls: Way
+) -> None:
+    plan = Plan(ALL, BOTH)
+    plan.choose()
+    log = "libbpf: some warning", f"libbpf: prog '{program}': BPF program load failed: no"
+    plan.refuse_load(load_error(*log), FUNCTIONS)
+    assert [use.way for use in plan.choose()] == [changes, calls]
+
+
+def test_where_the_log_names_no_program_all_slots_go_on(host: pytest.MonkeyPatch) -> None:
+    plan = Plan(ALL, BOTH)
+    plan.choose()
+    plan.refuse_load(load_error("libbpf: failed"), FUNCTIONS)
+    assert [use.way for use in plan.choose()] == [RAW, KPROBE]
+    plan.refuse_load(load_error("libbpf: failed"), FUNCTIONS)
+    assert [use.way for use in plan.choose()] == [RAW, CLASSIC]
+    with pytest.raises(UnsupportedError) as e:
+        plan.refuse_load(load_error("libbpf: the last"), FUNCTIONS)
+    assert str(e.value).endswith("Invalid argument: the last")
+
+
+def test_a_program_that_is_in_no_slot_ends_the_search(host: pytest.MonkeyPatch) -> None:
+    plan = Plan(ALL, BOTH)
+    plan.choose()
+    with pytest.raises(UnsupportedError, match="load of 'called' failed"):
+        plan.refuse_load(load_error("libbpf: prog 'called': load of 'called' failed"), FUNCTIONS)
+
+
+def failure(*errors: LibbpfError, btf: Path | None = None) -> Exception:
+    """Of a slot with a way for each error."""
+    slot = Slot("calls", tuple(Way((f"raw_tp/{i}",)) for i in range(len(errors))))
+    plan = Plan((slot,), BOTH, btf)
+    for error in errors:
+        plan.choose()
+        plan.refuse(slot, error)
+    with pytest.raises((UnsupportedError, PrivilegeError)) as e:
+        plan.choose()
+    return e.value
+
+
+def test_every_refusal_is_in_the_error(host: pytest.MonkeyPatch) -> None:
+    error = failure(ERROR, load_error("libbpf: told by libbpf"))
+    assert isinstance(error, UnsupportedError)
+    assert f"calls: raw_tp: {ERROR}; calls: raw_tp: bpf_object__load: " in str(error)
     assert "told by libbpf" in str(error)
     assert "\n" not in str(error)
 
 
 def test_the_error_has_a_remedy(host: pytest.MonkeyPatch) -> None:
-    refusals = [plan.Refusal(FENTRY, "reason")]
     host.setattr(plan, "_lockdown", lambda: "integrity")
-    assert str(plan.failure(refusals, [])).endswith("reason")
+    assert str(failure(ERROR)).endswith(str(ERROR))
     host.setattr(plan, "_lockdown", lambda: "confidentiality")
-    assert "lockdown" in str(plan.failure(refusals, []))
+    assert "lockdown" in str(failure(ERROR))
     without_btf(host)
-    no_btf = [LibbpfError("bpf_object__load", errno.ESRCH, ["libbpf: failed to find valid BTF"])]
-    assert "--btf FILE" in str(plan.failure(refusals, no_btf))
-    given = str(plan.failure(refusals, no_btf, Path("/some/btf")))
+    no_btf = LibbpfError("bpf_object__load", errno.ESRCH, ["libbpf: failed to find valid BTF"])
+    assert "--btf FILE" in str(failure(no_btf))
+    given = str(failure(no_btf, btf=Path("/some/btf")))
     assert "--btf FILE" not in given
     assert "need BTF in the kernel itself, beside /some/btf" in given
 
 
 def test_what_privilege_would_let_in_is_a_lack_of_privilege(host: pytest.MonkeyPatch) -> None:
-    refusals = [plan.Refusal(FENTRY, "reason")]
     for number in (errno.EPERM, errno.EACCES):
-        error = plan.failure(refusals, [TracefsError("open", number, "a/b")])
-        assert error.exit_code == 4
-        assert "fentry (fentry/f): reason" in str(error)
-    assert plan.failure(refusals, [TracefsError("open", errno.ENOENT, "a/b")]).exit_code == 3
+        error = failure(ERROR, TracefsError("open", number, "a/b"))
+        assert isinstance(error, PrivilegeError)
+        assert f"calls: raw_tp: {ERROR}" in str(error)
+    assert isinstance(failure(TracefsError("open", errno.ENOENT, "a/b")), UnsupportedError)
     # EPERM has many reasons elsewhere: a kernel that takes no fentry says it to root.
-    assert plan.failure(refusals, [LibbpfError("bpf_prog_load", errno.EPERM)]).exit_code == 3
+    assert isinstance(failure(LibbpfError("bpf_prog_load", errno.EPERM)), UnsupportedError)
 
 
 MAP_REFUSED = "libbpf: map 'owners': failed to create: Operation not permitted(-1)"

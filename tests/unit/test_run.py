@@ -57,10 +57,16 @@ class FakeTrace:
         self.waited: list[float] = []
         self.at_wait: Callable[[int], None] = lambda number: None
         self.program = SimpleNamespace(
-            refusals=["fentry: no"],
-            absent=[],
             rings={"events": SimpleNamespace(size=2 << 20)},
-            variant=SimpleNamespace(name="kprobe"),
+            uses=[
+                SimpleNamespace(
+                    slot=SimpleNamespace(name="accept()"),
+                    way=SimpleNamespace(name="kprobe"),
+                    refusals=["accept(): fentry: no"],
+                    absent=["kprobe/f6: no"],
+                ),
+                SimpleNamespace(slot=SimpleNamespace(name="x"), way=None, refusals=[], absent=[]),
+            ],
         )
 
     def wait(self, until: float) -> None:
@@ -269,12 +275,17 @@ def test_only_kernel_addresses_are_hidden_from_others(no_traces: FakeTrace, tmp_
         assert (tmp_path / name).stat().st_mode & 0o777 == mode
 
 
-def test_verbose_tells_the_variant(
+def test_verbose_tells_slot_by_slot(
     no_traces: FakeTrace, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run.stream(CONNLAT, Common(duration="0.1", output=tmp_path / "out", verbose=1))
-    told = ["refused: fentry: no", "ring per CPU: 2048 KiB", "attached: kprobe"]
-    assert capfd.readouterr().err.splitlines()[:3] == told
+    assert capfd.readouterr().err.splitlines()[:5] == [
+        "refused: accept(): fentry: no",
+        "not attached: kprobe/f6: no",
+        "ring per CPU: 2048 KiB",
+        "attached: accept(): kprobe",
+        "attached: x: no way",
+    ]
 
 
 def test_ctrl_c_ends_the_wait_for_the_reader_of_a_fifo(

@@ -6,7 +6,7 @@ Knows nothing of TCP and works without the rest of tcpcore. The phases keep libb
 from tcpcore.loader.elf import ObjectFile
 from tcpcore.loader.object import Attached, Settings, attached
 from tcpcore.loader.perf import Layout, PerfBuffer, RingSize
-from tcpcore.loader.plan import Variant
+from tcpcore.loader.plan import Slot, Way
 
 __all__ = [
     "Attached",
@@ -15,6 +15,7 @@ __all__ = [
     "PerfBuffer",
     "RingSize",
     "Settings",
-    "Variant",
+    "Slot",
+    "Way",
     "attached",
 ]

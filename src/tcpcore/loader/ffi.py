@@ -129,6 +129,12 @@ class BtfType(ctypes.Structure):
     _fields_ = [("name_off", c_uint32), ("info", c_uint32), ("type", c_uint32)]
 
 
+class BtfParameter(ctypes.Structure):
+    """struct btf_param, include/uapi/linux/btf.h."""
+
+    _fields_ = [("name_off", c_uint32), ("type", c_uint32)]
+
+
 def _raise(call: str, number: int) -> None:
     # The kernel leaks its internal ENOTSUPP (524) here and there; strerror does not know it.
     said, log.lines = log.lines, []  # it is this call's: the next failure has another cause
@@ -194,6 +200,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any, Callable[..., Any] | None]] = {
     "btf__parse": ([c_char_p, c_void_p], _BTF, null),
     "btf__find_by_name_kind": ([_BTF, c_char_p, c_uint32], c_int, negative),
     "btf__type_by_id": ([_BTF, c_uint32], POINTER(BtfType), None),
+    "btf__name_by_offset": ([_BTF, c_uint32], c_char_p, null),
     "btf__free": ([_BTF], None, None),
     "perf_buffer__new_raw": (
         [c_int, c_size_t, POINTER(PerfEventAttr), c_void_p, c_void_p, c_void_p],

@@ -9,7 +9,7 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -20,15 +20,7 @@ from tcpcore.loader.ffi import libbpf
 from tcpcore.loader.lifetime import Lifetime
 from tcpcore.loader.map import Map
 from tcpcore.loader.perf import PerfBuffer, RingSize, perf_buffer
-from tcpcore.loader.plan import (
-    Choice,
-    Refusal,
-    Variant,
-    candidates,
-    exhausted,
-    failure,
-    select,
-)
+from tcpcore.loader.plan import Plan, Slot, Use, exhausted, narrowed
 from tcpcore.loader.tracefs import tracepoint_id
 
 # include/uapi/linux/bpf.h
@@ -48,7 +40,8 @@ class Settings:
         Keys must have the same size; the values' size is theirs.
     rings: sizes of the perf buffers to open before the attach, by the name of their map.
     called: sections to load and not to attach: user space runs them (Attached.call and .iterate).
-    attach: force the variants of this name. btf: path of BTF to relocate against.
+    attach: names of the ways to force, in every slot that has such. btf: path of BTF to relocate
+        against.
     """
 
     rodata: Mapping[str, int | bytes] = field(default_factory=dict)
@@ -56,7 +49,7 @@ class Settings:
     pins: Mapping[str, Path] = field(default_factory=dict)
     rings: Mapping[str, RingSize] = field(default_factory=dict)
     called: tuple[str, ...] = ()
-    attach: str | None = None
+    attach: Sequence[str] = ()
     btf: Path | None = None
 
 
@@ -113,17 +106,14 @@ class _LinkInfo(ctypes.Structure):
 class Attached:
     """A loaded object whose programs are attached.
 
-    variant: the one in use. refusals: those tried before it. rings: the opened perf buffers.
-    absent: optional hooks that are not attached, each with the reason.
+    uses: how each slot is seen. rings: the opened perf buffers.
 
     Every method raises TcpcoreError after the end of the block that attached it, and in a child
     process: see Lifetime.
     """
 
     file: ObjectFile
-    variant: Variant
-    refusals: tuple[Refusal, ...]
-    absent: tuple[str, ...]
+    uses: tuple[Use, ...]
     rings: Mapping[str, PerfBuffer]
     _maps: _Maps
     _programs: Programs
@@ -219,16 +209,16 @@ def _fill(info: ctypes.Structure, fd: int) -> None:
 
 
 @contextmanager
-def attached(path: Path, variants: Sequence[Variant], settings: Settings) -> Iterator[Attached]:
-    """The object at `path`, loaded and attached by the first variant that this kernel takes.
+def attached(path: Path, slots: Sequence[Slot], settings: Settings) -> Iterator[Attached]:
+    """The object at `path`, loaded and attached: each slot by the best way that this kernel takes.
 
-    Raises UsageError (unknown variant, a pinned map or a BTF file that cannot be used),
-    UnsupportedError (none works; has every reason), PrivilegeError (none works, and more privilege
-    would help), and TcpcoreError where memory or descriptors run out, or the object and the
-    settings do not fit.
+    Raises UsageError (no way of the name that is forced, a pinned map or a BTF file that cannot be
+    used), UnsupportedError (a required slot has no way; has every reason), PrivilegeError (the
+    same, and more privilege would help), and TcpcoreError where memory or descriptors run out, or
+    the object and the settings do not fit.
     """
     with ExitStack() as stack:
-        program = _first_that_works(stack, path, variants, settings)
+        program = _first_that_works(stack, path, slots, settings)
         try:
             yield program
         finally:
@@ -248,63 +238,93 @@ def _end(stack: ExitStack, life: Lifetime) -> None:
 
 
 def _first_that_works(
-    stack: ExitStack, path: Path, variants: Sequence[Variant], settings: Settings
+    stack: ExitStack, path: Path, slots: Sequence[Slot], settings: Settings
 ) -> Attached:
     if settings.btf:
         kernel.check_btf(settings.btf)
     file = ObjectFile(path)
-    refusals: list[Refusal] = []
-    errors: list[LibbpfError] = []
     with closing(kernel.Btf()) as btf:
-        for choice in candidates(select(variants, settings.attach), refusals, btf):
+        plan = Plan(narrowed(slots, settings.attach), btf, settings.btf)
+        while True:
+            uses = plan.choose()
             btf.close()  # libbpf reads it for itself
             with ExitStack() as attempt:
                 try:
-                    program = _bring_up(attempt, file, choice, settings, tuple(refusals))
+                    found = _bring_up(attempt, file, uses, settings, plan)
                 except LibbpfError as e:
-                    # Not a refusal: the next variant would need as much.
-                    if spent := exhausted(e):
-                        raise spent from None
-                    errors.append(e)
-                    refusals.append(Refusal(choice.variant, str(e)))
-                    continue
-                stack.enter_context(attempt.pop_all())
-                return program
-    raise failure(refusals, errors, settings.btf)
+                    _unless_exhausted(e)
+                    raise
+                if found:
+                    stack.enter_context(attempt.pop_all())
+                    return found
 
 
 def _bring_up(
-    stack: ExitStack,
-    file: ObjectFile,
-    choice: Choice,
-    settings: Settings,
-    refusals: tuple[Refusal, ...],
-) -> Attached:
+    stack: ExitStack, file: ObjectFile, uses: Sequence[Use], settings: Settings, plan: Plan
+) -> Attached | None:
+    """None where the kernel refused something: the plan knows what, and what is next."""
     ffi.log.clear()
     life = Lifetime()
     handle = _open(stack, file.path, settings.btf)
-    programs = _select_programs(handle, choice, settings.called)
+    programs = _select_programs(handle, uses, settings.called)
     maps = _find_maps(handle, file)
-    _write_rodata(handle, file, {**settings.rodata, **choice.variant.rodata})
-    for name, entries in settings.map_entries.items():
-        libbpf().bpf_map__set_max_entries(maps[name], entries)
-    for name, path in settings.pins.items():
-        _reuse(maps[name], path)
-    libbpf().bpf_object__load(handle)
+    _adjust(handle, file, maps, uses, settings)
+    try:
+        libbpf().bpf_object__load(handle)
+    except LibbpfError as e:
+        _unless_exhausted(e)
+        plan.refuse_load(e, file.programs)
+        return None
     # Before the attach: events that find no ring are lost.
     rings = {}
     for name, size in settings.rings.items():
         rings[name] = perf_buffer(_map(maps[name], life).fd, size, life)
         stack.callback(rings[name].close)
-    links = [link for s in choice.attach for link in _attach(stack, s, programs[s])]
-    absent = list(choice.absent)
-    for section in choice.optional:
+    attached, links = [], []
+    for use in uses:
+        try:
+            done, more = _attach_slot(stack, use, programs)
+        except LibbpfError as e:
+            _unless_exhausted(e)
+            plan.refuse(use.slot, e)
+            return None
+        attached.append(done)
+        links += more
+    return Attached(file, tuple(attached), rings, maps, programs, links, life)
+
+
+def _unless_exhausted(error: LibbpfError) -> None:
+    """What has run out is no refusal: another way would need as much."""
+    if spent := exhausted(error):
+        raise spent from None
+
+
+def _adjust(
+    handle: ffi.ObjectHandle, file: ObjectFile, maps: _Maps, uses: Sequence[Use], settings: Settings
+) -> None:
+    """Everything that is set between open and load."""
+    of_ways = {name: value for use in uses if use.way for name, value in use.way.rodata.items()}
+    _write_rodata(handle, file, {**settings.rodata, **of_ways})
+    for name, entries in settings.map_entries.items():
+        libbpf().bpf_map__set_max_entries(maps[name], entries)
+    for name, path in settings.pins.items():
+        _reuse(maps[name], path)
+
+
+def _attach_slot(
+    stack: ExitStack, use: Use, programs: Programs
+) -> tuple[Use, list[ffi.LinkHandle]]:
+    """What came of it: an optional section that the kernel refuses is absent."""
+    if use.way is None:
+        return use, []
+    links = [link for s in use.way.sections for link in _attach(stack, s, programs[s])]
+    attached, absent = [], list(use.absent)
+    for section in use.optional:
         more, refused = _attach_optional(stack, section, programs[section])
         links += more
         absent += refused
-    return Attached(
-        file, choice.variant, refusals, tuple(absent), rings, maps, programs, links, life
-    )
+        attached += [] if refused else [section]
+    return replace(use, optional=tuple(attached), absent=tuple(absent)), links
 
 
 def _find_maps(handle: ffi.ObjectHandle, file: ObjectFile) -> _Maps:
@@ -364,9 +384,11 @@ def _open(stack: ExitStack, path: Path, btf: Path | None) -> ffi.ObjectHandle:
     return handle
 
 
-def _select_programs(handle: ffi.ObjectHandle, choice: Choice, called: Sequence[str]) -> Programs:
-    """Load the variant's programs only: the others' relocations are never resolved."""
-    wanted = {*choice.attach, *choice.optional, *called}
+def _select_programs(
+    handle: ffi.ObjectHandle, uses: Sequence[Use], called: Sequence[str]
+) -> Programs:
+    """Load the programs in use only: the others' relocations are never resolved."""
+    wanted = {*called, *(section for use in uses for section in use.sections)}
     programs: dict[str, list[ffi.ProgramHandle]] = {}
     program = libbpf().bpf_object__next_program(handle, None)
     while program:

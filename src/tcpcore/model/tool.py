@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tcpcore.loader.perf import Record
-from tcpcore.loader.plan import Variant
+from tcpcore.loader.plan import Slot
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.fields import Convert
 
@@ -78,7 +78,7 @@ class Tool:
     struct: str
     columns: tuple[Column, ...]
     wide: tuple[Column, ...]
-    variants: tuple[Variant, ...]
+    slots: tuple[Slot, ...]
     sockets: tuple[str, ...] = ()
     rodata: Rodata = field(default_factory=dict)
     held: Sweep | None = None

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from tcpcore.errors import UsageError
+from tcpcore.loader import Slot
 from tcpcore.model.net import AF_INET, AF_INET6
+from tcpcore.model.slots import THREAD_EXITS
 from tcpcore.model.tool import Rodata
 
 MAX_TARGETS = 64
@@ -72,9 +74,9 @@ class Filters:
                 rodata[f"target_{name}_set"] = 1
         return rodata
 
-    def hooks(self) -> tuple[str, ...]:
-        """The programs that the filters themselves need attached, by section."""
-        return ("raw_tp/sched_process_exit",) if self.mntnsmap else ()
+    def slots(self) -> tuple[Slot, ...]:
+        """What the filters themselves have to see."""
+        return (THREAD_EXITS,) if self.mntnsmap else ()
 
     def pins(self) -> dict[str, Path]:
         """The pinned maps, by the name of the map of filter.bpf.h whose place they take."""
@@ -116,7 +118,7 @@ def ports(option: str, texts: Iterable[str]) -> list[int]:
     """`80,443,8000-8099` as a list of ports."""
     port = number(option, "a port", 1, 65535)
     found: list[int] = []
-    for part in _split(texts):
+    for part in parts(texts):
         first, dash, last = part.partition("-")
         low = port(first)
         high = port(last) if dash else low
@@ -132,7 +134,7 @@ def networks(option: str, texts: Iterable[str]) -> list[ipaddress.IPv6Network]:
     A prefix of less than 96 bits is one of IPv6 alone: the kernel side takes no IPv4 address for a
     part of it.
     """
-    return limited(option, [_network(option, part) for part in _split(texts)])
+    return limited(option, [_network(option, part) for part in parts(texts)])
 
 
 def _network(option: str, text: str) -> ipaddress.IPv6Network:
@@ -243,5 +245,6 @@ def mounted(kind: str) -> Path | None:
     return None
 
 
-def _split(texts: Iterable[str]) -> list[str]:
+def parts(texts: Iterable[str]) -> list[str]:
+    """Of comma-separated lists."""
     return [part.strip() for text in texts for part in text.split(",")]

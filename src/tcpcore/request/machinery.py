@@ -29,7 +29,7 @@ class Machinery:
 
     buffer: int | None = None
     map_size: int = 65536
-    attach: str | None = None
+    attach: tuple[str, ...] = ()
     btf: Path | None = None
 
     def ring(self) -> RingSize:

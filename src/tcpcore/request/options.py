@@ -115,9 +115,14 @@ class Common:
         _option(_WHEN, "Seconds between two reports.", "--interval", "-i", metavar="SEC"),
     ] = None
     attach: Annotated[
-        str | None,
-        _option(_HOW, "Force fentry, kprobe or tracepoint.", "--attach", metavar="VARIANT"),
-    ] = None
+        Texts,
+        _option(
+            _HOW,
+            "Force fentry, kprobe, tracepoint, tp_btf or raw_tp, where there is such a way.",
+            "--attach",
+            metavar="WAY",
+        ),
+    ] = field(default_factory=list)
     btf: Annotated[
         Path | None, _option(_HOW, "Kernel BTF from a file.", "--btf", metavar="FILE")
     ] = None
@@ -194,7 +199,7 @@ class Common:
         return Machinery(
             buffer=self._buffer(),
             map_size=filters.number("--map-size", "a number of sockets", 1, 1 << 22)(self.map_size),
-            attach=self.attach,
+            attach=tuple(filters.parts(self.attach)),
             btf=self.btf,
         )
 

@@ -167,12 +167,14 @@ def describe(losses: Losses) -> str:
 
 
 def _explain(trace: Trace) -> None:
-    for refusal in trace.program.refusals:
+    uses = trace.program.uses
+    for refusal in (refusal for use in uses for refusal in use.refusals):
         tell(f"refused: {refusal}")
-    for absent in trace.program.absent:
+    for absent in (absent for use in uses for absent in use.absent):
         tell(f"not attached: {absent}")
     tell(f"ring per CPU: {trace.program.rings['events'].size >> 10} KiB")
-    tell(f"attached: {trace.program.variant.name}")
+    for use in uses:
+        tell(f"attached: {use.slot.name}: {use.way.name if use.way else 'no way'}")
 
 
 @contextmanager

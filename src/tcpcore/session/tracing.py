@@ -9,7 +9,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def object_path(name: str) -> Path:
 
 
 class Trace:
-    """An attached tool. program: its object, the variant in use and those refused before."""
+    """An attached tool. program: its object, and how each slot is seen."""
 
     def __init__(self, tool: Tool, program: Attached, derive: Derive | None = None) -> None:
         self._tool = tool
@@ -151,9 +151,9 @@ def opened(tool: Tool, filters: Filters, machinery: Machinery) -> Iterator[Trace
         pins=filters.pins(),
         rings={"events": machinery.ring()},
     )
-    variants = [replace(v, optional=(*filters.hooks(), *v.optional)) for v in tool.variants]
+    slots = (*filters.slots(), *tool.slots)
     derive = tool.derive() if tool.derive else nullcontext()
-    with derive as derived, attached(path, variants, settings) as program:
+    with derive as derived, attached(path, slots, settings) as program:
         if tool.seed:
             program.iterate(tool.seed)
         yield Trace(tool, program, derived)

@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from tcpcore.model import columns as col
-from tcpcore.model import fields, hooks
+from tcpcore.model import fields
 from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.slots import ACCEPTING, TRANSITIONS
 from tcpcore.model.tool import Tool
 from tcpcore.request.options import Common, with_common
 from tcpcore.session.run import stream
@@ -55,7 +56,7 @@ TOOL = Tool(
         col.UID,
         col.NETNS,
     ),
-    variants=hooks.accepting(),
+    slots=TRANSITIONS + ACCEPTING,
     sockets=("sockets",),
 )
 

@@ -17,8 +17,9 @@ import typer
 from tcpcore.errors import UsageError
 from tcpcore.loader.perf import Record
 from tcpcore.model import columns as col
-from tcpcore.model import fields, hooks
+from tcpcore.model import fields
 from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.slots import CONNECTING, TRANSITIONS
 from tcpcore.model.tool import Column, Derive, Sweep, Tool
 from tcpcore.request.options import Common, with_common
 from tcpcore.session.run import stream, style
@@ -93,7 +94,7 @@ TOOL = Tool(
         col.UID,
         col.NETNS,
     ),
-    variants=hooks.connecting(),
+    slots=TRANSITIONS + CONNECTING,
     sockets=("starts", "flows"),
     pending=Sweep(map="starts", section="raw_tp"),
     derive=lambda: nullcontext(_Nameless()),

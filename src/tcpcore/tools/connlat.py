@@ -14,8 +14,9 @@ import typer
 
 from tcpcore.errors import UsageError
 from tcpcore.model import columns as col
-from tcpcore.model import fields, hooks
+from tcpcore.model import fields
 from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.slots import CONNECTING, TRANSITIONS
 from tcpcore.model.tool import Column, Tool
 from tcpcore.request.options import Common, decimal, with_common
 from tcpcore.session.run import stream, style
@@ -59,7 +60,7 @@ TOOL = Tool(
         col.UID,
         col.NETNS,
     ),
-    variants=hooks.connecting(),
+    slots=TRANSITIONS + CONNECTING,
     sockets=("starts",),
 )
 

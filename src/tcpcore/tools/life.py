@@ -13,8 +13,9 @@ from typing import Annotated
 import typer
 
 from tcpcore.model import columns as col
-from tcpcore.model import fields, hooks
+from tcpcore.model import fields
 from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.slots import ACCEPTING, TRANSITIONS, optional
 from tcpcore.model.tool import Column, Sweep, Tool
 from tcpcore.request.options import Common, with_common
 from tcpcore.session.run import stream
@@ -65,7 +66,7 @@ TOOL = Tool(
         col.UID,
         col.NETNS,
     ),
-    variants=hooks.accepting(needed=False),
+    slots=TRANSITIONS + optional(ACCEPTING),
     sockets=("sockets",),
 )
 

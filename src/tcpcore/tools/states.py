@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tcpcore.model import columns as col
-from tcpcore.model import fields, hooks
+from tcpcore.model import fields
 from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.slots import ACCEPTING, TRANSITIONS, optional
 from tcpcore.model.tool import Column, Sweep, Tool
 from tcpcore.request.options import Common, with_common
 from tcpcore.session.run import stream
@@ -53,7 +54,7 @@ TOOL = Tool(
         col.UID,
         col.NETNS,
     ),
-    variants=hooks.accepting(needed=False),
+    slots=TRANSITIONS + optional(ACCEPTING),
     sockets=("sockets", "held"),
     held=Sweep(map="held", section="raw_tp"),
 )
