@@ -15,7 +15,7 @@ from bench.storm import Storm, build
 from bench.tools import Tool
 from bench.tracer import TracerError
 from tcpcore.loader import elf
-from tcpcore.session.tracing import OBJECTS
+from tcpcore.session.session import OBJECTS
 
 
 def _positive(text: str) -> int:

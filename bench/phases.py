@@ -16,7 +16,7 @@ STARTED = time.monotonic()
 from tcpcore import cli
 from tcpcore.loader import elf, ffi, object
 from tcpcore.loader.ffi import libbpf
-from tcpcore.sinks.output import Table
+from tcpcore.sinks.table import Table
 
 importlib.import_module(f"tcpcore.tools.{sys.argv[1]}")  # as the command would
 IMPORTED = time.monotonic()

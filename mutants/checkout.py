@@ -165,7 +165,8 @@ def order(root: Path, kind: str, path: str) -> list[str]:
     """The tests of a kind that may notice a change of the file; first those that are named so."""
     tests = sorted(root.glob(f"tests/{kind}/test_*.py"))
     if path.endswith(".py"):
-        names = {Path(path).stem}
+        module, package = Path(path).stem, Path(path).parent.name
+        names = {module, package, f"{package}_{module}"}
     else:
         names = set(users(root, path.removeprefix("bpf/")))
         spared = {x.name.removesuffix(".bpf.c") for x in root.glob("bpf/*.bpf.c")} - names

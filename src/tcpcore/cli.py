@@ -12,7 +12,8 @@ import typer
 from tcpcore import __version__
 from tcpcore.errors import TcpcoreError, UsageError
 from tcpcore.model import net
-from tcpcore.model.tool import Examples
+from tcpcore.model.option import Examples
+from tcpcore.options import command
 from tcpcore.sinks.destination import tell
 from tcpcore.tools import names
 
@@ -37,7 +38,7 @@ def application(wanted: list[str]) -> typer.Typer:
     app.callback()(_main)
     for name in wanted:
         module = importlib.import_module(f"tcpcore.tools.{name}")
-        app.command(name, epilog=_examples(module.EXAMPLES))(module.command)
+        app.command(name, epilog=_examples(module.EXAMPLES))(command(module))
     return app
 
 

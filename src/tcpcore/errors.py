@@ -2,6 +2,7 @@
 
 TcpcoreError            exit code 1: a failure at run time
 ├── UsageError          2: an argument makes no sense
+│   └── OptionError     2: the value of one option does
 ├── UnsupportedError    3: this kernel (or host) cannot run the tool
 ├── PrivilegeError      4: a capability is missing
 ├── LostError           5: events were lost, under --fail-on-loss
@@ -24,6 +25,17 @@ class UsageError(TcpcoreError):
     """An argument makes no sense; the message names it."""
 
     exit_code = 2
+
+
+class OptionError(UsageError):
+    """The value of an option makes no sense. name: of the option, as the Python API has it."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        self.name, self.problem = name, problem
+        super().__init__(name, problem)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.problem}"
 
 
 class UnsupportedError(TcpcoreError):

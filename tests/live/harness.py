@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tcpcore import cli, tools
-from tcpcore.request.filters import cgroup_root
+from tcpcore.request.places import cgroup_root
 
 # Imported before the fork: in an emulated machine it takes a second.
 for _name in tools.names():

@@ -30,7 +30,7 @@ def mine() -> dict[str, Any]:
     return {"pid": os.getpid(), "raddr": "127.0.0.0/8"}
 
 
-def seen(events: tcpcore.api.Events, wanted: list[int]) -> list[int]:
+def seen(events: tcpcore.api.Events[Any], wanted: list[int]) -> list[int]:
     """The remote ports of the events that come, until the wanted ones were among them."""
     found: list[int] = []
     deadline = time.monotonic() + harness.PATIENCE
@@ -136,7 +136,7 @@ def on_one_cpu() -> Iterator[int]:
 def test_an_event_without_a_ring_is_not_told_as_a_full_one() -> None:
     """So it is on a CPU that came after the start: no ring stands in its place in the map."""
     with tcpcore.trace("connlat", **mine()) as events, on_one_cpu() as cpu:
-        rings = events._trace.program.map("events")
+        rings = events._session.program.map("events")
         libbpf().bpf_map_delete_elem(rings.fd, ctypes.byref(ctypes.c_uint32(cpu)))
         ports(5)
         losses = events.losses()
@@ -147,10 +147,10 @@ def test_a_per_cpu_map_is_read_whole() -> None:
     """What a session left behind: on some CPU a state that it came to."""
     with tcpcore.trace("states", **mine()) as events:
         harness.session("127.0.0.1")
-        changes = events._trace.program.map("seen_changes")
+        changes = events._session.program.map("seen_changes")
         values = changes.get_of_each_cpu(bytes(4))
-        (made_up_for,) = events._trace.program.counters("made_up_for")
-        assert made_up_for <= events._trace.program.missed()
+        (made_up_for,) = events._session.program.counters("made_up_for")
+        assert made_up_for <= events._session.program.missed()
         assert changes.get_of_each_cpu(b"\1\0\0\0") == []
     assert len(values) == libbpf().libbpf_num_possible_cpus()
     states = [state for value in values for _, state in struct.iter_unpack("=Qi4x", value[8:])]

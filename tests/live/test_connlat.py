@@ -15,7 +15,8 @@ import pytest
 from tcpcore.model import fields
 from tcpcore.request.filters import Filters
 from tcpcore.request.machinery import Machinery
-from tcpcore.session.tracing import opened
+from tcpcore.request.request import Request
+from tcpcore.session.session import opened
 from tcpcore.tools import connlat
 from tests.live import harness
 from tests.live.harness import Event, Namespace, tracer
@@ -156,7 +157,7 @@ def test_no_entry_outlives_its_socket(attach: str) -> None:
     scale = 10 if os.environ.get("TCPCORE_TEST_ATTACH") else 1
     closed, mine = harness.refused_port(), Filters(pid=[os.getpid()])
     with (
-        opened(connlat.TOOL, mine, Machinery(attach=(attach,))) as trace,
+        opened(connlat.TOOL, Request(mine, machinery=Machinery(attach=(attach,)))) as trace,
         harness.listener() as server,
     ):
         for _ in range(20_000 // scale):

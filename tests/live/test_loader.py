@@ -135,7 +135,7 @@ from tcpcore.session import tracing
 tracing.default_buffer = lambda: 16 << 20
 try:
     with tcpcore.trace("connlat", map_size=64, pid=os.getpid(), count=1) as events:
-        print(events._trace.program.rings["events"].size)
+        print(events._session.program.rings["events"].size)
         socket.socket().connect_ex(("127.0.0.1", 1))
         print(next(iter(events)).rport)
     with tcpcore.trace("connlat", map_size=64, buffer="16M"):

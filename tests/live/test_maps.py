@@ -111,7 +111,7 @@ def test_its_end_forgets_what_a_missed_change_left(tool: str, net: Net) -> None:
     here = net[0]
     connects = tool in ("connect", "connlat")
     with tcpcore.trace(tool, netns=here.name) as events, here.entered():
-        kept = events._trace.program.map("starts" if connects else "sockets")
+        kept = events._session.program.map("starts" if connects else "sockets")
         with ExitStack() as stack:
             if connects:
                 client = stack.enter_context(harness.start_hanging(here.nobody, 1004))

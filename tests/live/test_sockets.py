@@ -25,9 +25,9 @@ from bench import storm
 from tcpcore.loader import ObjectFile
 from tcpcore.loader.map import Map
 from tcpcore.model import fields
-from tcpcore.request.filters import Filters
 from tcpcore.request.machinery import Machinery
-from tcpcore.session.tracing import Trace, object_path, opened
+from tcpcore.request.request import Request
+from tcpcore.session.session import Session, object_path, opened
 from tcpcore.tools import states
 from tcpcore.tools import tracer as tracer_tool
 from tests.live import faults, harness
@@ -49,7 +49,7 @@ def between(events: list[Event], one: int, two: int) -> list[Event]:
 def kept_empty(tool: str, *maps: str) -> Iterator[None]:
     """What happens inside leaves nothing behind in the tool's maps."""
     module = __import__(f"tcpcore.tools.{tool}", fromlist=["TOOL"])
-    with opened(module.tool(), Filters(), Machinery()) as trace:
+    with opened(module.tool(), Request()) as trace:
         yield
         deadline = time.monotonic() + harness.PATIENCE
         while left := [key for name in maps for key in [*trace.program.map(name).keys()]]:
@@ -92,7 +92,7 @@ def talk_much(namespace: Namespace, seconds: float) -> None:
 
 def test_nothing_is_skipped_in_an_interrupt(steered: Namespace) -> None:
     """The kernel skipped a program, and another did its work: that is, one alone misses some."""
-    with opened(states.TOOL, Filters(), Machinery(buffer=32 << 20)) as trace:
+    with opened(states.TOOL, Request(machinery=Machinery(buffer=32 << 20))) as trace:
         for _ in range(10):
             children = [
                 harness.fork(lambda: connect_much(1)),
@@ -118,13 +118,13 @@ def patch(kept: Map, key: bytes, at: int, code: str, value: int) -> None:
     kept.set(key, bytes(entry))
 
 
-def read_all(trace: Trace) -> list[states.Event]:
+def read_all(trace: Session) -> list[states.Event]:
     return list(fields.values(states.Event, trace.read(last=True)))
 
 
 def test_no_duration_after_a_missed_change() -> None:
     """The entry has an older state than the one the socket leaves."""
-    with opened(states.TOOL, Filters(), Machinery()) as trace, harness.pair() as (client, end):
+    with opened(states.TOOL, Request()) as trace, harness.pair() as (client, end):
         read_all(trace)
         kept, lport = trace.program.map("sockets"), client.getsockname()[1]
         state_at = kept.value_size - 8  # struct part, bpf/states.bpf.c
@@ -160,7 +160,7 @@ def pid_of(kept: Map, key: bytes) -> int | None:
 
 def test_a_child_inherits_nothing() -> None:
     """An entry of an older socket at the same address: neither its owner nor its role is taken."""
-    with opened(tracer_tool.TOOL, Filters(), Machinery()) as trace:
+    with opened(tracer_tool.TOOL, Request()) as trace:
         kept = trace.program.map("sockets")
         keys: set[bytes] = set()
         for _ in range(40):  # the addresses that will be in use again

@@ -14,7 +14,8 @@ from typing import Any, cast
 import tcpcore
 from tcpcore.loader import ObjectFile
 from tcpcore.model import fields
-from tcpcore.model.tool import Tool
+from tcpcore.model.tool import Lines, Tool
+from tcpcore.sinks import csv, ndjson, table
 from tcpcore.tools import names
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,26 @@ ARCHITECTURES = ("x86", "arm64")
 
 def tool(name: str) -> Tool:
     return cast(Tool, importlib.import_module(f"tcpcore.tools.{name}").TOOL)
+
+
+def lines(of: Tool) -> Lines:
+    """Those of its stream."""
+    assert of.stream
+    return of.stream.lines
+
+
+def as_table(
+    of: Tool, wide: bool = False, timestamp: bool = False, wall: bool = False
+) -> table.Table:
+    return table.Table(lines(of), wide, table.stamps(timestamp, wall))
+
+
+def as_json(of: Tool) -> ndjson.Objects:
+    return ndjson.Objects(of.name, lines(of))
+
+
+def as_csv(of: Tool) -> csv.Cells:
+    return csv.Cells(lines(of))
 
 
 def object_file(name: str, architecture: str) -> ObjectFile:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tcpcore.errors import UsageError
-from tcpcore.request import containers, filters
+from tcpcore.request import containers, places
 
 HOST, INNER, OTHER = 4026531836, 4026532201, 4026532300  # the first is that of every host
 
@@ -102,7 +102,7 @@ def test_a_process_in_a_pid_namespace_means_its_own_numbers(proc: Path) -> None:
     assert containers.host_pid(7, None, proc) == 507
     assert containers.host_pid(1, None, proc) == 500
     assert containers.host_pid(7, f"{OTHER}", proc) == 600
-    with pytest.raises(UsageError, match="--pid: there is no process 8"):
+    with pytest.raises(UsageError, match="pid: there is no process 8"):
         containers.host_pid(8, None, proc)
 
 
@@ -113,7 +113,7 @@ def test_in_a_pid_namespace_without_the_hosts_proc(tmp_path: Path, namespace: st
     (tmp_path / "self").symlink_to("7")
     with pytest.raises(UsageError) as e:
         containers.host_pid(7, namespace, tmp_path)
-    assert str(e.value).startswith("--pid: " if namespace is None else "--pidns: ")
+    assert str(e.value).startswith("pid: " if namespace is None else "pidns: ")
     assert "--pid=host" in str(e.value) and "--cgroup" in str(e.value)
 
 
@@ -136,7 +136,7 @@ def write(path: Path, content: object) -> None:
 
 @pytest.fixture(autouse=True)
 def no_version_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filters, "mounted", lambda kind: None)
+    monkeypatch.setattr(places, "mounted", lambda kind: None)
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_what_is_no_container(tmp_path: Path, name: str) -> None:
 
 
 def test_a_host_with_cgroup_v1_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filters, "mounted", {"cgroup": tmp_path}.get)
+    monkeypatch.setattr(places, "mounted", {"cgroup": tmp_path}.get)
     with pytest.raises(UsageError, match="cgroup v2, which is needed"):
         containers.cgroup("--container", WEB, tmp_path, tmp_path)
 

@@ -8,10 +8,10 @@ import inspect
 import re
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 from graphlib import TopologicalSorter
 from ipaddress import IPv6Network
 from pathlib import Path
-from typing import cast
 
 import pytest
 from elftools.elf.elffile import ELFFile
@@ -19,8 +19,9 @@ from elftools.elf.elffile import ELFFile
 from tcpcore.loader import ObjectFile, Slot, Way
 from tcpcore.loader.object import encode
 from tcpcore.model import fields
-from tcpcore.model.tool import Sweep, Tool
-from tcpcore.request.filters import MAX_TARGETS, Filters
+from tcpcore.model.tool import Histograms, Tool
+from tcpcore.request.filters import Filters
+from tcpcore.request.values import MAX_TARGETS
 from tests.unit.samples import PACKAGE, ROOT, TOOLS, tool
 
 Built = tuple[str, ObjectFile]
@@ -156,23 +157,29 @@ def test_every_rodata_filter_can_be_written(built: Built) -> None:
     name, file = built
     own = with_options(name).rodata
     there = {x for x in file.variables(".rodata") if x.startswith("targ")}
-    assert there == EVERYTHING.rodata().keys() | own.keys()
+    assert there == EVERYTHING.rodata().keys() | {x for x in own if x.startswith("targ")}
 
 
 def with_options(name: str) -> Tool:
-    """The tool as its command makes it; options that bring rodata, programs or maps are on."""
+    """The tool as its command makes it, with all that its flags bring, one by one."""
     module = importlib.import_module(f"tcpcore.tools.{name}")
-    flags = dict.fromkeys(inspect.signature(module.tool).parameters.keys() - {"min_ms"}, True)
-    return cast(Tool, module.tool(**flags))
-
-
-def sweeps(of: Tool) -> list[Sweep]:
-    return [sweep for sweep in (of.held, of.pending) if sweep]
+    whole = tool(name)
+    for flag, parameter in inspect.signature(module.tool).parameters.items():
+        if parameter.default is False:
+            one: Tool = module.tool(**{flag: True})
+            kinds = (*whole.kinds, *(kind for kind in one.kinds if kind not in whole.kinds))
+            whole = replace(
+                whole,
+                kinds=kinds,
+                rodata={**whole.rodata, **one.rodata},
+                seed=whole.seed or one.seed,
+            )
+    return whole
 
 
 def test_the_maps_that_python_names_exist(built: Built) -> None:
     name, file = built
-    swept = {sweep.map for sweep in sweeps(with_options(name))}
+    swept = {sweep.map for sweep in with_options(name).sweeps}
     named = {*tool(name).sockets, *swept, *EVERYTHING.pins(), "events"}
     assert named <= set(file.variables(".maps"))
 
@@ -204,10 +211,12 @@ def test_btf_is_there_and_dwarf_is_not(built: Built) -> None:
 
 
 @pytest.mark.parametrize("name", TOOLS)
-def test_columns_are_of_the_event(name: str) -> None:
-    assert {c.field for c in (*tool(name).columns, *tool(name).wide)} <= set(
-        fields.kinds(tool(name).event)
-    )
+def test_columns_are_of_the_row(name: str) -> None:
+    for of in (tool(name), with_options(name)):
+        for kind in of.kinds:
+            if not isinstance(kind, Histograms):
+                columns = {c.field for c in (*kind.lines.columns, *kind.lines.wide)}
+                assert columns <= set(fields.kinds(kind.lines.row))
 
 
 def module_name(path: Path) -> str:
@@ -245,6 +254,7 @@ LAYERS = (
     r"tcpcore\.__main__",
     r"tcpcore\.cli",
     r"tcpcore\.api",
+    r"tcpcore\.options",
     r"tcpcore\.tools\..*",
     r"tcpcore\.session(\..*)?",
     r"tcpcore\.sinks(\..*)?",

@@ -94,6 +94,7 @@ def test_every_error_is_a_tcpcore_error_with_its_exit_code() -> None:
     assert codes == {
         "TcpcoreError": 1,
         "LibbpfError": 1,
+        "OptionError": 2,
         "UsageError": 2,
         "UnsupportedError": 3,
         "PrivilegeError": 4,

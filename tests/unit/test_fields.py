@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpcore.model import fields, net
-from tcpcore.sinks import output
+from tcpcore.sinks import ndjson
 from tests.unit.samples import ROOT, address, comm
 
 
@@ -20,7 +20,7 @@ def forms(annotation: Any, raw: Any) -> tuple[Any, str, str]:
     """Value, text, and JSON of one raw value."""
     kind = get_args(annotation)[1]
     value = kind.value(raw)
-    return value, kind.text(value), output.as_json(kind, raw)
+    return value, kind.text(value), ndjson.as_json(kind, raw)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tcpcore.errors import UsageError
-from tcpcore.request import filters
-from tcpcore.request.filters import MAX_TARGETS, Filters
+from tcpcore.request import places, prefixes, values
+from tcpcore.request.filters import Filters
+from tcpcore.request.values import MAX_TARGETS
 
 
 def bad(what: str, text: str) -> None:
-    """The parser of filters.<what> refuses a text and names it and the option."""
-    parse = getattr(filters, what)
+    """What makes a <what> of a text refuses it, and names it and the option."""
+    modules = (values, places, prefixes)
+    parse = next(getattr(module, what) for module in modules if hasattr(module, what))
     with pytest.raises(UsageError) as e:
         parse("--option", [text] if what in ("ports", "networks", "comms") else text)
     assert str(e.value).startswith("--option: ")
@@ -35,30 +37,30 @@ def bits(bitmap: bytes) -> list[int]:
 )
 def test_bad_ports(text: str) -> None:
     with pytest.raises(UsageError) as e:
-        filters.ports("--lport", [text])
+        values.ports("--lport", [text])
     assert str(e.value).startswith("--lport: '")
 
 
 def test_one_bad_port_in_a_list_is_named() -> None:
     with pytest.raises(UsageError, match=r"--lport: '70000' is not a port \(1 to 65535\)"):
-        filters.ports("--lport", ["80,70000,443"])
+        values.ports("--lport", ["80,70000,443"])
     with pytest.raises(UsageError, match="--lport: the range '90-80' runs backwards"):
-        filters.ports("--lport", ["90-80"])
+        values.ports("--lport", ["90-80"])
     with pytest.raises(UsageError, match="--lport: ''"):
-        filters.ports("--lport", ["80,,443"])
+        values.ports("--lport", ["80,,443"])
 
 
 def test_good_ports() -> None:
-    assert filters.ports("-L", ["80,443", "8000-8003", " 1 , 65535"]) == [
+    assert values.ports("-L", ["80,443", "8000-8003", " 1 , 65535"]) == [
         80, 443, 8000, 8001, 8002, 8003, 1, 65535,
     ]  # fmt: skip
-    assert filters.ports("-L", []) == []
+    assert values.ports("-L", []) == []
 
 
 @given(st.lists(st.tuples(st.integers(1, 65535), st.integers(0, 300)), max_size=8))
 def test_a_port_list_of_any_length_is_a_bitmap(ranges: list[tuple[int, int]]) -> None:
     pairs = [(low, min(65535, low + more)) for low, more in ranges]
-    ports = filters.ports("-D", [",".join(f"{a}-{b}" for a, b in pairs)] if pairs else [])
+    ports = values.ports("-D", [",".join(f"{a}-{b}" for a, b in pairs)] if pairs else [])
     rodata = Filters(rport=ports).rodata()
     if not pairs:
         assert "target_rport" not in rodata
@@ -76,12 +78,14 @@ def test_a_port_list_of_any_length_is_a_bitmap(ranges: list[tuple[int, int]]) ->
 )  # fmt: skip
 def test_bad_networks(text: str) -> None:
     with pytest.raises(UsageError) as e:
-        filters.networks("--raddr", [text])
+        prefixes.networks("--raddr", [text])
     assert str(e.value).startswith(f"--raddr: '{text.strip()}' is not an address or a prefix")
 
 
 def test_good_networks() -> None:
-    found = filters.networks("--raddr", ["10.1.2.3/8,192.0.2.1", "2001:db8::/32, ::1", "0.0.0.0/0"])
+    found = prefixes.networks(
+        "--raddr", ["10.1.2.3/8,192.0.2.1", "2001:db8::/32, ::1", "0.0.0.0/0"]
+    )
     assert found == [
         IPv6Network("::ffff:10.0.0.0/104"),
         IPv6Network("::ffff:192.0.2.1/128"),
@@ -95,7 +99,7 @@ def test_good_networks() -> None:
 def test_a_v4_prefix_matches_what_it_matches_as_v4(
     base: IPv4Address, length: int, other: IPv4Address
 ) -> None:
-    (mapped,) = filters.networks("--raddr", [f"{base}/{length}"])
+    (mapped,) = prefixes.networks("--raddr", [f"{base}/{length}"])
     plain = IPv4Network((base, length), strict=False)
     assert (IPv6Address(f"::ffff:{other}") in mapped) == (other in plain)
     assert IPv6Address("::1") not in mapped
@@ -113,21 +117,21 @@ def test_a_v4_prefix_matches_what_it_matches_as_v4(
     ],
 )
 def test_a_v4_mapped_network_is_ipv4(text: str, plain: str) -> None:
-    assert filters.networks("--raddr", [text]) == filters.networks("--raddr", [plain])
+    assert prefixes.networks("--raddr", [text]) == prefixes.networks("--raddr", [plain])
 
 
 @given(st.ip_addresses(v=6), st.integers(0, 128))
 def test_a_prefix_in_rodata_is_address_and_mask(base: IPv6Address, length: int) -> None:
     assume(base.ipv4_mapped is None)
     text = f"{base}".partition("%")[0] + f"/{length}"
-    rodata = Filters(laddr=filters.networks("--laddr", [text])).rodata()
+    rodata = Filters(laddr=prefixes.networks("--laddr", [text])).rodata()
     network = ip_network(text, strict=False)
     assert rodata["target_laddr"] == network.network_address.packed + network.netmask.packed
     assert rodata["target_laddr_count"] == 1
 
 
 def test_task_names() -> None:
-    assert filters.comms("--comm", ["curl", "é", "a b", "a,b", "\udcff"]) == [
+    assert values.comms("--comm", ["curl", "é", "a b", "a,b", "\udcff"]) == [
         b"curl", "é".encode(), b"a b", b"a,b", b"\xff",
     ]  # fmt: skip
     for text in ("", "x" * 16, "é" * 8):
@@ -139,21 +143,23 @@ def test_task_names() -> None:
 
 def test_lists_have_a_limit() -> None:
     full = ["::1"] * MAX_TARGETS
-    assert len(filters.networks("--laddr", full)) == MAX_TARGETS
-    for parse in (filters.networks, filters.comms):
+    assert len(prefixes.networks("--laddr", full)) == MAX_TARGETS
+    for parse in (prefixes.networks, values.comms):
         with pytest.raises(UsageError, match=f"--x: {MAX_TARGETS + 1} values, at most"):
             parse("--x", [*full, "::1"])
 
 
 def test_family() -> None:
-    assert [filters.family(v4, v6) for v4 in (False, True) for v6 in (False, True)] == [0, 10, 2, 0]
+    assert [values.family(v4, v6) for v4 in (False, True) for v6 in (False, True)] == [0, 10, 2, 0]
     assert Filters(family=10).rodata()["target_family"] == 10
     assert "target_family" not in Filters().rodata()
 
 
 @given(st.text())
 def test_numbers_are_in_range_or_refused(text: str) -> None:
-    parse = filters.number("--x", "a number", 5, 500)
+    def parse(text: str) -> int:
+        return values.number("--x", text, "a number", 5, 500)
+
     try:
         value = parse(text)
     except UsageError as e:
@@ -179,7 +185,7 @@ def test_numbers_in_rodata() -> None:
 def test_network_namespaces() -> None:
     own = Path("/proc/self/ns/net").stat().st_ino
     for text in (str(os.getpid()), f"{own}", f"inode:{own}", f"net:[{own}]", "/proc/self/ns/net"):
-        assert filters.namespace("--netns", text) == own
+        assert places.namespace("--netns", text) == own
 
 
 @pytest.mark.parametrize(
@@ -203,15 +209,15 @@ def hierarchy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir(exist_ok=True)
         for file in ("cgroup.procs", "cgroup.controllers"):
             (tmp_path / name / file).touch()
-    monkeypatch.setattr(filters, "cgroup_root", lambda *_: tmp_path)
+    monkeypatch.setattr(places, "cgroup_root", lambda *_: tmp_path)
     return tmp_path
 
 
 def test_cgroups(hierarchy: Path) -> None:
     web = hierarchy / "system.slice/web.service"
     for text in (str(web), "system.slice/web.service", "/system.slice/web.service"):
-        assert filters.cgroup("--cgroup", text).samefile(web)
-    assert filters.cgroup("--cgroup", "/").samefile(hierarchy)
+        assert places.cgroup("--cgroup", text).samefile(web)
+    assert places.cgroup("--cgroup", "/").samefile(hierarchy)
 
 
 @pytest.mark.parametrize(
@@ -237,5 +243,5 @@ def test_a_cgroup_is_known_by_its_inode(hierarchy: Path) -> None:
 
 
 def test_a_cgroup_that_went_away() -> None:
-    with pytest.raises(UsageError, match="--cgroup: /absent: No such file"):
+    with pytest.raises(UsageError, match="cgroup: /absent: No such file"):
         Filters(cgroup=[Path("/absent")]).rodata()

@@ -1,19 +1,22 @@
-"""connect --count: a line per flow, from a map of counters."""
+"""connect --count: a row per flow, from a map of counters."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import pytest
 
 from tcpcore.loader.map import Map
-from tcpcore.sinks.flows import COUNT, FLOW, Flows
-from tcpcore.sinks.output import MOST_ROWS
+from tcpcore.model.report import MOST_ROWS
+from tcpcore.sinks.csv import Cells
+from tcpcore.sinks.form import Form
+from tcpcore.sinks.ndjson import Objects
+from tcpcore.sinks.table import Table
+from tcpcore.tools.connect.flows import COUNT, FLOW, Flows, lines
 from tests.unit.samples import ARCHITECTURES, address, object_file
 
 HERE, THERE, LOOP = address("192.0.2.1"), address("198.51.100.7"), address("::1")
@@ -29,14 +32,31 @@ class Counters(dict[bytes, bytes]):
         self[key] = COUNT.pack(connects + times, failed + more.get("failed", 0))
 
 
-def flows(
-    counters: Counters,
-    style: str,
-    lports: bool = False,
-    wide: bool = False,
-    others: Callable[[], Sequence[int]] = lambda: (0, 0),
-) -> Flows:
-    return Flows("connect", cast(Map, counters), others, style, lports, wide)
+class Report:
+    """The table in one form."""
+
+    def __init__(
+        self,
+        counters: Counters,
+        style: str,
+        lports: bool = False,
+        wide: bool = False,
+        others: Callable[[], Sequence[int]] = lambda: (0, 0),
+    ) -> None:
+        self._flows = Flows(cast(Map, counters), others)
+        rows = lines(lports)
+        forms: dict[str, Form] = {
+            "table": Table(rows, wide),
+            "json": Objects("connect", rows),
+            "csv": Cells(rows),
+        }
+        self._form = forms[style]
+
+    def finish(self) -> str:
+        return self._form.block(self._flows.take())
+
+
+flows = Report
 
 
 @pytest.fixture
@@ -139,10 +159,3 @@ def test_the_counters_of_the_others_exist(architecture: str) -> None:
 def test_a_flow_that_goes_meanwhile_is_passed_over(counters: Counters) -> None:
     counters.get = lambda key: None  # type: ignore[method-assign,assignment]
     assert flows(counters, "json").finish() == ""
-
-
-def test_other_records_are_for_json_only(counters: Counters) -> None:
-    content = {"ring": 1}
-    assert json.loads(flows(counters, "json").record("lost", content))["ring"] == 1
-    assert flows(counters, "csv").record("lost", content) == ""
-    assert struct.calcsize(FLOW.format) == 48

@@ -84,6 +84,9 @@ def test_files() -> None:
 def test_tests_that_concern_a_file_come_first() -> None:
     tests = order(ROOT, "unit", "src/tcpcore/request/filters.py")
     assert tests[0] == "tests/unit/test_filters.py" and len(set(tests)) == len(tests)
+    of_names = "src/tcpcore/enrich/dns/names.py"
+    assert order(ROOT, "unit", of_names)[0] == "tests/unit/test_dns_names.py"
+    assert order(ROOT, "live", of_names)[0] == "tests/live/test_dns.py"
     assert order(ROOT, "unit", "bpf/life.bpf.c") == ["tests/unit/test_contract.py"]
     of_life = order(ROOT, "live", "bpf/life.bpf.c")
     assert of_life[0] == "tests/live/test_life.py" and "tests/live/test_maps.py" in of_life

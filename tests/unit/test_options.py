@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,15 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpcore.errors import TcpcoreError, UsageError
+from tcpcore import options
+from tcpcore.errors import UsageError
+from tcpcore.options import Common, command
 from tcpcore.request import containers
 from tcpcore.request.machinery import Machinery
-from tcpcore.request.options import Common, decimal, seconds, size, with_common
-from tcpcore.session import run
-from tests.unit.samples import TOOLS, tool
+from tcpcore.request.request import OPTIONS, Limits
+from tcpcore.request.values import decimal, seconds, size
+from tcpcore.session.run import Output
+from tests.unit.samples import TOOLS
 
 
 def common(field: str, value: Any) -> Common:
@@ -47,24 +52,24 @@ def refused(call: Any, option: str, text: str) -> None:
 )
 def test_a_bad_filter_names_option_and_text(field: str, texts: list[str]) -> None:
     for text in texts:
-        refused(common(field, [text]).filters, f"--{field}", text)
+        refused(common(field, [text]).request, field, text)
 
 
 def test_the_last_of_several_is_checked_too() -> None:
-    refused(Common(pid=["1", "2", "three"]).filters, "--pid", "'three'")
+    refused(Common(pid=["1", "2", "three"]).request, "pid", "'three'")
 
 
 def test_too_many() -> None:
     one = {"pid": "1", "uid": "1", "comm": "a", "laddr": "::1", "netns": "4026531840"}
     for field, value in one.items():
-        refused(common(field, [value] * 65).filters, f"--{field}", "65 values")
+        refused(common(field, [value] * 65).request, field, "65 values")
 
 
 def test_good_filters() -> None:
     found = Common(
         pid=["1", "4194304"], uid=["0", "4294967294"], comm=["curl"], ipv6=True, lport=["22"],
         rport=["80,443"], laddr=["::1"], raddr=["10.0.0.0/8"], netns=["4026531840"],
-    ).filters()  # fmt: skip
+    ).request().filters  # fmt: skip
     assert (found.pid, found.uid, found.comm) == ([1, 4194304], [0, 4294967294], [b"curl"])
     assert (found.family, found.lport, found.rport) == (10, [22], [80, 443])
     assert [str(network) for network in (*found.laddr, *found.raddr)] == [
@@ -75,13 +80,13 @@ def test_good_filters() -> None:
 
 def test_pids_of_a_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "host_pid", lambda pid, namespace: pid + 1000)
-    assert Common(pid=["1", "2"], pidns="77").filters().pid == [1001, 1002]
-    refused(Common(pidns="77").filters, "--pidns", "needs --pid")
+    assert Common(pid=["1", "2"], pidns="77").request().filters.pid == [1001, 1002]
+    refused(Common(pidns="77").request, "pidns", "without process ids")
 
 
 def test_containers_are_cgroups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "cgroup", lambda option, text: Path("/cgroup", text))
-    assert Common(container=["web"]).filters().cgroup == [Path("/cgroup/web")]
+    assert Common(container=["web"]).request().filters.cgroup == [Path("/cgroup/web")]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +95,7 @@ def test_containers_are_cgroups(monkeypatch: pytest.MonkeyPatch) -> None:
      ("4MB", 4 << 20), ("4MiB", 4 << 20), ("1G", 1 << 30), ("1073741824", 1 << 30)],
 )  # fmt: skip
 def test_sizes(text: str, value: int) -> None:
-    assert size("--buffer", text) == value
+    assert size("buffer", text) == value
 
 
 @pytest.mark.parametrize(
@@ -98,34 +103,34 @@ def test_sizes(text: str, value: int) -> None:
     ["", "0", "0K", "-1", "1.5M", "K", "4T", "2G", "1073741825", "4 M", "4\u212a", "9" * 5000],
 )
 def test_bad_sizes(text: str) -> None:
-    refused(Common(buffer=text).machinery, "--buffer", f"'{text}'")
+    refused(Common(buffer=text).request, "buffer", f"'{text}'")
 
 
 @given(st.text(max_size=8))
 def test_any_text_is_a_size_or_refused(text: str) -> None:
     try:
-        assert 1 <= size("--buffer", text) <= 1 << 30
+        assert 1 <= size("buffer", text) <= 1 << 30
     except UsageError as e:
-        assert f"--buffer: '{text}'" in str(e)
+        assert f"buffer: '{text}'" in str(e)
 
 
 @given(st.from_regex(re.compile(r"[0-9]{1,4}[kmg]?(i?b)?", re.IGNORECASE), fullmatch=True))
 def test_any_case_of_a_unit_is_a_size_or_refused(text: str) -> None:
     """Ignoring the case of letters, KELVIN SIGN is a k."""
     try:
-        size("--buffer", text)
+        size("buffer", text)
     except UsageError as e:
-        assert f"--buffer: '{text}'" in str(e)
+        assert f"buffer: '{text}'" in str(e)
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "x", "16777217", "1K"])
 def test_bad_map_sizes(text: str) -> None:
-    refused(Common(map_size=text).machinery, "--map-size", f"'{text}'")
+    refused(Common(map_size=text).request, "map_size", f"'{text}'")
 
 
 @pytest.mark.parametrize("path", [".", "absent", "/absent/vmlinux", "x" * 300])
 def test_bad_btf_files(path: str) -> None:
-    refused(Common(btf=Path(path)).machinery, "--btf", path)
+    refused(Common(btf=Path(path)).request, "btf", path)
 
 
 @pytest.mark.parametrize(
@@ -139,36 +144,38 @@ def test_rings_take_a_quarter_of_the_free_memory_at_most(
     monkeypatch.setattr(Path, "read_text", lambda path: said)
     monkeypatch.setattr(os, "cpu_count", lambda: cpus)
     if fits:
-        assert Common(buffer="1M").machinery().buffer == 1 << 20
+        assert Common(buffer="1M").request().machinery.buffer == 1 << 20
     else:
         says = f"{cpus} MiB on all CPUs, {free_kb >> 10} MiB are free"
-        refused(Common(buffer="1M").machinery, "--buffer", says)
+        refused(Common(buffer="1M").request, "buffer", says)
 
 
 def test_machinery(tmp_path: Path) -> None:
     btf = tmp_path / "vmlinux"
     btf.touch()
-    found = Common(buffer="1M", map_size="1024", attach=["kprobe,raw_tp"], btf=btf).machinery()
+    found = (
+        Common(buffer="1M", map_size="1024", attach=["kprobe,raw_tp"], btf=btf).request().machinery
+    )
     assert (found.buffer, found.map_size, found.btf) == (1 << 20, 1024, btf)
     assert found.attach == ("kprobe", "raw_tp")
-    assert Common().machinery() == Machinery()
+    assert Common().request().machinery == Machinery()
 
 
 @pytest.mark.parametrize("text", ["", "0", "0.0", "-1", "1e3", "inf", "nan", "1,5", "1" * 10, "."])
 @pytest.mark.parametrize("option", ["duration", "interval"])
 def test_bad_seconds(option: str, text: str) -> None:
-    refused(lambda: run.Limits(common(option, text)), f"--{option}", f"'{text}'")
+    refused(common(option, text).request, option, f"'{text}'")
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "many", "9" * 20])
 def test_bad_counts(text: str) -> None:
-    refused(lambda: run.Limits(Common(count=text)), "--count", f"'{text}'")
+    refused(Common(count=text).request, "count", f"'{text}'")
 
 
 def test_limits() -> None:
-    limits = run.Limits(Common(duration="1.5", interval=".25", count="10"))
+    limits = Common(duration="1.5", interval=".25", count="10").request().limits
     assert (limits.duration, limits.interval, limits.count) == (1.5, 0.25, 10)
-    limits = run.Limits(Common())
+    limits = Common().request().limits
     assert (limits.duration, limits.interval, limits.count) == (None, None, None)
 
 
@@ -184,22 +191,74 @@ def test_decimals() -> None:
     assert [decimal("X", text, "a number") for text in ("0", "5", "0.5", ".5", "5.")] == [
         0, 5, 0.5, 0.5, 5,
     ]  # fmt: skip
-    assert seconds("--duration", None) is None
+    assert seconds("duration", ".5") == 0.5
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What run() is called with, instead of running."""
+    found: list[Any] = []
+    monkeypatch.setattr(options, "run", lambda *arguments: found.extend(arguments))
+    return found
+
+
+def call(name: str, *arguments: str) -> None:
+    app = typer.Typer()
+    app.command()(command(importlib.import_module(f"tcpcore.tools.{name}")))
+    app(arguments, standalone_mode=False)
 
 
 @pytest.mark.parametrize(
     ("arguments", "level"),
     [([], 0), (["-v"], 1), (["--verbose"], 1), (["-vv"], 2), (["-v", "--verbose"], 2)],
 )
-def test_verbose_is_counted(arguments: list[str], level: int) -> None:
-    told: list[int] = []
-    app = typer.Typer()
-    app.command()(with_common(lambda common: told.append(common.verbose)))
-    app(arguments, standalone_mode=False)
-    assert told == [level]
+def test_verbose_is_counted(asked: list[Any], arguments: list[str], level: int) -> None:
+    call("states", *arguments)
+    assert asked[2].verbose == level
+
+
+def test_a_command_line_becomes_a_request(asked: list[Any]) -> None:
+    call("connlat", "--failed", "-D", "80,443", "-p", "1", "--json", "-w", "-d", "2.5", "-n", "3")
+    tool, request, output = asked
+    assert tool.rodata == {"targ_min_us": 0, "target_failed": True}
+    assert (request.filters.rport, request.filters.pid) == ([80, 443], [1])
+    assert request.limits == Limits(duration=2.5, count=3)
+    assert output == Output(style="json", wide=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("connlat", ["--rport", "x"], "--rport: 'x' is not a port"),
+        ("connlat", ["-D", "x"], "--rport: 'x' is not a port"),
+        ("connlat", ["--map-size", "x"], "--map-size: 'x' is not a number of sockets"),
+        ("connlat", ["x"], "MIN_MS: 'x' is not a number of milliseconds"),
+        ("connect", ["-P", "x"], "--rport: 'x' is not a port"),
+        ("connect", ["-n", "x"], "-n: 'x' is not a number of events"),
+        ("connect", ["-c", "--dns"], "--dns: there are no names"),
+        ("states", ["--count", "x"], "--count: 'x' is not a number of events"),
+    ],
+)
+def test_errors_name_the_option_as_it_is_on_the_command_line(
+    asked: list[Any], name: str, arguments: list[str], says: str
+) -> None:
+    with pytest.raises(UsageError) as e:
+        call(name, *arguments)
+    assert str(e.value).startswith(says)
+    assert asked == []
+
+
+def test_an_option_of_the_tools_own_takes_the_name(asked: list[Any]) -> None:
+    call("connect", "--count", "-n", "5")
+    tool, request, _ = asked
+    assert (tool.rodata["count_flows"], request.limits.count) == (True, 5)
 
 
 @pytest.mark.parametrize("name", TOOLS)
-def test_one_format_at_a_time(name: str) -> None:
-    with pytest.raises(TcpcoreError, match="--json and --csv"):
-        run.writer(tool(name), Common(json=True, csv=True))
+def test_one_format_at_a_time(asked: list[Any], name: str) -> None:
+    with pytest.raises(UsageError, match="--json and --csv"):
+        call(name, "--json", "--csv")
+
+
+def test_the_command_line_has_all_options_of_a_request() -> None:
+    assert {f.name for f in fields(Common)} >= set(OPTIONS)

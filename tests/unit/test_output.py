@@ -15,8 +15,10 @@ import pytest
 
 from tcpcore.model import clock, fields
 from tcpcore.model.tool import Tool
-from tcpcore.sinks.output import Csv, Json, Table, csv_lines, table_lines
-from tests.unit.samples import TOOLS, address, comm, event, tool
+from tcpcore.sinks.csv import Csv, csv_lines
+from tcpcore.sinks.ndjson import Json
+from tcpcore.sinks.table import Text
+from tests.unit.samples import TOOLS, address, as_csv, as_json, as_table, comm, event, tool
 
 LONGEST = "2001:1db8:1111:2222:3333:4444:5555:6666"  # 39 characters
 
@@ -75,13 +77,13 @@ def lines_up(header: str, row: str) -> bool:
 
 
 def test_columns_stay_where_they_are(each: Tool) -> None:
-    assert Table(each, False, False, False).header() == HEADERS[each.name] + "\n"
+    assert as_table(each).header() == HEADERS[each.name] + "\n"
 
 
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("stamps", [(False, False), (True, False), (False, True), (True, True)])
 def test_columns_line_up(each: Tool, wide: bool, stamps: tuple[bool, bool]) -> None:
-    table = Table(each, wide, *stamps)
+    table = as_table(each, wide, *stamps)
     header = table.header()
     rows = table.rows([event(each), event(each, pid=0, comm=bytes(16), lport=0, rport=1)])
     assert header.count("\n") == 1
@@ -91,7 +93,7 @@ def test_columns_line_up(each: Tool, wide: bool, stamps: tuple[bool, bool]) -> N
 
 
 def test_wide_has_room_for_the_longest_address(each: Tool) -> None:
-    table = Table(each, True, False, False)
+    table = as_table(each, wide=True)
     far = event(each, family=10, laddr=address(LONGEST), raddr=address(LONGEST))
     assert len(LONGEST) == 39
     assert lines_up(table.header(), table.rows([far]).rstrip("\n"))
@@ -100,39 +102,39 @@ def test_wide_has_room_for_the_longest_address(each: Tool) -> None:
 
 def test_v4_mapped_is_ipv4_everywhere(each: Tool) -> None:
     record = [event(each, raddr=address("::ffff:203.0.113.9"))]
-    for writer in (Table(each, False, False, False), Table(each, True, False, False), Json(each)):
+    for writer in (as_table(each), as_table(each, wide=True), as_json(each)):
         assert "203.0.113.9" in writer.rows(record)
         assert "ffff:" not in writer.rows(record)
-    assert ",203.0.113.9," in Csv(each).rows(record)
+    assert ",203.0.113.9," in as_csv(each).rows(record)
 
 
 def test_a_long_name_is_cut_in_text_and_whole_elsewhere(each: Tool) -> None:
     record = [event(each, comm=comm(b"abcdefghijklmno"))]
-    narrow = Table(each, False, False, False)
+    narrow = as_table(each)
     assert lines_up(narrow.header(), narrow.rows(record).rstrip("\n"))
     assert "abcdefghijklmno" not in narrow.rows(record)
-    for writer in (Table(each, True, False, False), Json(each), Csv(each)):
+    for writer in (as_table(each, wide=True), as_json(each), as_csv(each)):
         assert "abcdefghijklmno" in writer.rows(record)
 
 
 @pytest.mark.parametrize(("raw", "shown"), NASTY)
 def test_nasty_names(each: Tool, raw: bytes, shown: str) -> None:
     record = [event(each, comm=comm(raw))]
-    text = Table(each, True, False, False).rows(record)
+    text = as_table(each, wide=True).rows(record)
     assert text.count("\n") == 1
     assert text.rstrip("\n").isprintable()
     assert shown[:16] in text
-    line = Json(each).rows(record)
+    line = as_json(each).rows(record)
     assert line.count("\n") == 1
     assert json.loads(line)["comm"] == shown
     assert (
-        next(csv.DictReader(io.StringIO(Csv(each).header() + Csv(each).rows(record))))["comm"]
+        next(csv.DictReader(io.StringIO(as_csv(each).header() + as_csv(each).rows(record))))["comm"]
         == shown
     )
 
 
 def test_json_has_the_fields_of_the_design(each: Tool) -> None:
-    lines = Json(each).rows([event(each), event(each)]).splitlines()
+    lines = as_json(each).rows([event(each), event(each)]).splitlines()
     assert len(lines) == 2
     for line in lines:
         found = json.loads(line)
@@ -146,25 +148,27 @@ def test_json_has_the_fields_of_the_design(each: Tool) -> None:
 
 def test_unknown_is_null_in_json_empty_in_csv_and_a_dash_in_text(each: Tool) -> None:
     record = [event(each, pid=0, comm=bytes(16), lport=0)]
-    found = json.loads(Json(each).rows(record))
+    found = json.loads(as_json(each).rows(record))
     assert (found["pid"], found["comm"], found["lport"]) == (None, None, None)
-    row = next(csv.DictReader(io.StringIO(Csv(each).header() + Csv(each).rows(record))))
+    row = next(csv.DictReader(io.StringIO(as_csv(each).header() + as_csv(each).rows(record))))
     assert (row["pid"], row["comm"], row["lport"]) == ("", "", "")
-    assert Table(each, False, False, False).rows(record).split().count("-") >= 2
+    assert as_table(each).rows(record).split().count("-") >= 2
 
 
 @pytest.mark.parametrize("name", [b"=1+1", b"+1", b"-1", b"@sum", b'="a"&"b"'])
 def test_csv_brings_no_formula_into_a_spreadsheet(each: Tool, name: bytes) -> None:
-    text = Csv(each).header() + Csv(each).rows([event(each, comm=comm(name), uid=7)])
+    text = as_csv(each).header() + as_csv(each).rows([event(each, comm=comm(name), uid=7)])
     (row,) = csv.DictReader(io.StringIO(text))
     assert (row["comm"], row["uid"]) == ("'" + name.decode(), "7")
-    assert json.loads(Json(each).rows([event(each, comm=comm(name))]))["comm"] == name.decode()
+    assert json.loads(as_json(each).rows([event(each, comm=comm(name))]))["comm"] == name.decode()
 
 
 def test_a_name_that_was_asked_for_is_no_formula_either() -> None:
     connect = tool("connect")
     (row,) = csv.DictReader(
-        io.StringIO(Csv(connect).header() + Csv(connect).rows([event(connect, query="@evil")]))
+        io.StringIO(
+            as_csv(connect).header() + as_csv(connect).rows([event(connect, query="@evil")])
+        )
     )
     assert row["query"] == "'@evil"
 
@@ -178,21 +182,21 @@ def test_csv_of_unknown_numbers() -> None:
     unknown = event(
         life, duration_ns=fields.UNKNOWN_NS, rtt_min_us=fields.UNKNOWN_US, srtt_us=0, tx_bytes=0
     )
-    (row,) = csv.DictReader(io.StringIO(Csv(life).header() + Csv(life).rows([unknown])))
+    (row,) = csv.DictReader(io.StringIO(as_csv(life).header() + as_csv(life).rows([unknown])))
     assert (row["duration_ns"], row["rtt_min_us"], row["srtt_us"]) == ("", "", "")
     assert row["tx_bytes"] == "0"
 
 
 def test_csv_and_json_say_the_same(each: Tool) -> None:
     records = [event(each), event(each, uid=0, rport=80)]
-    objects = [json.loads(line) for line in Json(each).rows(records).splitlines()]
-    rows = list(csv.DictReader(io.StringIO(Csv(each).header() + Csv(each).rows(records))))
-    for as_json, as_csv in zip(objects, rows, strict=True):
-        del as_json["type"], as_json["tool"]
-        assert list(as_csv) == list(as_json)
+    objects = [json.loads(line) for line in as_json(each).rows(records).splitlines()]
+    rows = list(csv.DictReader(io.StringIO(as_csv(each).header() + as_csv(each).rows(records))))
+    for in_json, in_csv in zip(objects, rows, strict=True):
+        del in_json["type"], in_json["tool"]
+        assert list(in_csv) == list(in_json)
         # Both ask the clock for the offset; all else is equal to the letter.
-        del as_json["time"], as_csv["time"]
-        assert as_csv == {name: str(value) for name, value in as_json.items()}
+        del in_json["time"], in_csv["time"]
+        assert in_csv == {name: str(value) for name, value in in_json.items()}
 
 
 def parsed(stamp: str) -> float:
@@ -204,8 +208,8 @@ def parsed(stamp: str) -> float:
 def test_time_is_rfc3339_with_nanoseconds(each: Tool) -> None:
     record = [event(each)]
     now = time.time()
-    row = next(csv.DictReader(io.StringIO(Csv(each).header() + Csv(each).rows(record))))
-    for stamp in (json.loads(Json(each).rows(record))["time"], row["time"]):
+    row = next(csv.DictReader(io.StringIO(as_csv(each).header() + as_csv(each).rows(record))))
+    for stamp in (json.loads(as_json(each).rows(record))["time"], row["time"]):
         assert abs(parsed(stamp) - now) < 5
 
 
@@ -213,7 +217,7 @@ def test_the_clock_keeps_each_nanosecond(each: Tool, monkeypatch: pytest.MonkeyP
     """9 digits, leading zeros kept, also where a second begins."""
     monkeypatch.setattr(clock, "_offset", lambda: 1_700_000_000 * clock.SECOND)
     records = [event(each, ts_ns=ns) for ns in (0, 5, 999_999_999, 1_000_000_000)]
-    assert [json.loads(line)["time"] for line in Json(each).rows(records).splitlines()] == [
+    assert [json.loads(line)["time"] for line in as_json(each).rows(records).splitlines()] == [
         "2023-11-14T22:13:20.000000000Z",
         "2023-11-14T22:13:20.000000005Z",
         "2023-11-14T22:13:20.999999999Z",
@@ -249,7 +253,7 @@ def test_a_time_namespace_is_not_the_clock_of_bpf(
 
 
 def test_text_stamps(each: Tool) -> None:
-    table = Table(each, False, True, True)
+    table = as_table(each, False, True, True)
     assert table.header().split()[:2] == ["TIME", "TIME(s)"]
     wall, since = table.rows([event(each)]).split()[:2]
     assert re.fullmatch(r"\d\d:\d\d:\d\d", wall)
@@ -257,34 +261,29 @@ def test_text_stamps(each: Tool) -> None:
 
 
 def test_the_header_is_apart_from_the_rows(each: Tool) -> None:
-    for writer in (Table(each, False, False, False), Csv(each)):
+    for writer in (as_table(each), as_csv(each)):
         assert len(writer.header().splitlines()) == 1
         first = writer.header().split()[0].split(",")[0]
         assert first not in writer.rows([event(each), event(each)]).split()
-    assert Json(each).header() == ""
+    assert as_json(each).header() == ""
 
 
 def test_other_records_are_for_json_only(each: Tool) -> None:
     content: dict[str, Any] = {"ring": 3, "map": 0}
-    found = json.loads(Json(each).record("lost", content))
+    found = json.loads(Json(each.name).record("lost", content))
     assert list(found) == ["type", "tool", "time", "ring", "map"]
     assert (found["type"], found["tool"], found["ring"]) == ("lost", each.name, 3)
     parsed(found["time"])
-    assert Table(each, False, False, False).record("lost", content) == ""
-    assert Csv(each).record("lost", content) == ""
+    assert Text().record("lost", content) == ""
+    assert Csv().record("lost", content) == ""
 
 
 def test_the_columns_of_the_tools_before_us() -> None:
     """bcc and libbpf-tools: scripts that cut columns carry over; new ones come at the end."""
-    connlat = Table(tool("connlat"), False, False, False).header().split()
+    connlat = as_table(tool("connlat")).header().split()
     assert connlat[:7] == ["PID", "COMM", "IP", "SADDR", "DADDR", "DPORT", "LAT(ms)"]
-    states = Table(tool("states"), False, False, False).header().split()
+    states = as_table(tool("states")).header().split()
     assert states == [
         "SKADDR", "PID", "COMM", "LADDR", "LPORT", "RADDR", "RPORT", "OLDSTATE", "->", "NEWSTATE",
         "MS",
     ]  # fmt: skip
-
-
-def test_a_small_table() -> None:
-    text = table_lines([("NAME", 6), ("N", 2), ("LAST", 4)], [("a", "1", "x"), ("b", "22", "")])
-    assert text == "NAME   N  LAST\na      1  x\nb      22\n"

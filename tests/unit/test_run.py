@@ -9,26 +9,37 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from tcpcore.errors import LostError, TcpcoreError
-from tcpcore.request.options import Common
-from tcpcore.session import privilege, run
-from tcpcore.session.run import Limits, Printer, Stop, describe
-from tcpcore.session.tracing import PERIOD, Losses, Trace
+from tcpcore.errors import LostError, OptionError, TcpcoreError
+from tcpcore.model import fields
+from tcpcore.model.histogram import Histogram
+from tcpcore.model.losses import Losses, describe
+from tcpcore.model.tool import Histograms, Lines, Records, Snapshot, Sweep, Table
+from tcpcore.request.request import Limits, Request
+from tcpcore.session import loop, privilege, run
+from tcpcore.session.loop import Loop
+from tcpcore.session.run import Output, Stop
+from tcpcore.session.session import PERIOD, Session
+from tcpcore.sinks import table
+from tcpcore.sinks.csv import Csv
 from tcpcore.sinks.destination import Destination
-from tcpcore.sinks.output import Csv, Json, Writer
-from tests.unit.samples import event, python, tool
+from tcpcore.sinks.form import Style
+from tcpcore.sinks.ndjson import Json
+from tcpcore.tools.connlat.destinations import LINES, Destinations
+from tcpcore.tools.connlat.destinations import Destination as Row
+from tests.unit.samples import event, lines, python, tool
 
 CONNLAT = tool("connlat")
 
 
 class Clock:
-    """time.monotonic() of run.py, which goes on only while the trace waits."""
+    """time.monotonic() of the loop, which goes on only while the session waits."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -40,12 +51,12 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(run, "time", clock)
+    monkeypatch.setattr(loop, "time", clock)
     return clock
 
 
-class FakeTrace:
-    """A trace as far as the loop uses one.
+class FakeSession:
+    """A session as far as the loop uses one.
 
     events: of each PERIOD, by the number of the wait before; -1: what comes at the very end.
     losses: likewise, from then on. waited: the times at which the waits ended.
@@ -54,6 +65,8 @@ class FakeTrace:
     def __init__(self, clock: Clock, events: dict[int, int], losses: dict[int, Losses]) -> None:
         self._clock, self._events, self._losses = clock, events, losses
         self._lost = Losses()
+        self.tool = CONNLAT
+        self.counted = 0
         self.waited: list[float] = []
         self.at_wait: Callable[[int], None] = lambda number: None
         self.program = SimpleNamespace(
@@ -84,8 +97,23 @@ class FakeTrace:
     def losses(self) -> Losses:
         return self._lost
 
+    def count(self, records: Records) -> None:
+        self.counted += len(records)
 
-class Lines:
+    def _of(self, kind: Any) -> list[Any]:
+        return [each for each in self.tool.kinds if isinstance(each, kind)]
+
+    def tables(self) -> list[Any]:
+        return [(table.lines, [ROW]) for table in self._of(Table)]
+
+    def snapshots(self) -> list[Any]:
+        return [(kind.lines, [event(CONNLAT, pid=9)]) for kind in self._of(Snapshot)]
+
+    def histograms(self) -> list[Any]:
+        return [[WHOLE] for _ in self._of(Histograms)]
+
+
+class Text:
     """A destination. gone_after: so many writes are taken before the reader goes."""
 
     def __init__(self, gone_after: int = 1 << 30) -> None:
@@ -105,67 +133,154 @@ class Lines:
         return [record for record in found if record["type"] == kind]
 
 
-class Reports:
-    """A writer that tells its calls."""
-
-    def header(self) -> str:
-        return "header\n"
-
-    def rows(self, records: Any) -> str:
-        return f"{len(records)} rows\n"
-
-    def finish(self) -> str:
-        return "report\n"
-
-    def record(self, kind: str, content: dict[str, Any]) -> str:
-        return ""
+WHOLE = Histogram("srtt", "us", None, {3: 2}, 20)
+ROW = (2, bytes(16), 80, 7, 0, 1, 1, 1, 1)
+ROWS = Lines(Row, columns=LINES.columns, wide=LINES.wide)
+TABLE = Table(ROWS, lambda program: Destinations([]))
+OPEN = Snapshot(lines(CONNLAT), Sweep("sockets", "raw_tp"))
+HISTOGRAMS = Histograms(lambda program: cast(Any, None))
 
 
-class Session:
-    """A run of the loop, from the options and a made-up trace to what was written."""
+class Calls:
+    """A sink that tells its calls."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def batch(self, lines: Lines, records: Records) -> None:
+        self.told.append(f"batch of {len(records)}")
+
+    def report(self, lines: Lines, records: Records) -> None:
+        self.told.append(f"report of {len(records)} {lines.row.__name__}")
+
+    def histograms(self, found: Any) -> None:
+        self.told += [f"histogram of {each.measure}" for each in found]
+
+    def losses(self, losses: Losses) -> None:
+        self.told.append(f"{losses.ring} lost")
+
+
+class Run:
+    """A run of the loop, from the limits and a made-up session to what was written."""
 
     def __init__(self, clock: Clock, **events: Any) -> None:
         self.clock = clock
-        self.trace = FakeTrace(clock, events.get("events", {}), events.get("losses", {}))
-        self.lines = Lines(events.get("gone_after", 1 << 30))
+        self.session = FakeSession(clock, events.get("events", {}), events.get("losses", {}))
+        self.lines = Text(events.get("gone_after", 1 << 30))
         self.stop = cast(Stop, SimpleNamespace(wanted=False))
 
-    def run(self, out: Writer | None = None, **options: str) -> Losses:
-        trace, lines = cast(Trace, self.trace), cast(Destination, self.lines)
-        limits = Limits(Common(**cast(Any, options)))
-        return Printer(trace, out or Json(CONNLAT), lines, limits, self.stop).run()
+    def run(self, style: Style | None = None, **limits: Any) -> Losses:
+        """As the command line does."""
+        session, text = cast(Session, self.session), cast(Destination, self.lines)
+        printer = run._Telling(session.tool, style or Json("connlat"), text.write)
+        return run._print(session, Request(limits=Limits(**limits)), printer, text, self.stop)
+
+    def calls(self, **limits: Any) -> list[str]:
+        """Of a sink, whatever it is."""
+        sink = Calls()
+        stopped = lambda: self.stop.wanted  # noqa: E731
+        Loop(cast(Session, self.session), sink, Limits(**limits), stopped).run()
+        return sink.told
 
 
 def test_duration_ends_it_in_time_and_with_the_last_batch(clock: Clock) -> None:
-    session = Session(clock, events={1: 2, -1: 3})
-    assert session.run(duration="0.12") == Losses()
-    assert session.trace.waited == pytest.approx([0.05, 0.1, 0.12])
+    session = Run(clock, events={1: 2, -1: 3})
+    assert session.run(duration=0.12) == Losses()
+    assert session.session.waited == pytest.approx([0.05, 0.1, 0.12])
     assert len(session.lines.records("event")) == 5
 
 
 def test_a_signal_ends_it_with_the_last_batch(clock: Clock) -> None:
-    session = Session(clock, events={1: 1, -1: 3})
-    session.trace.at_wait = lambda number: setattr(session.stop, "wanted", number == 2)
-    session.run(Reports())
-    assert session.lines.text.splitlines() == ["header", "1 rows", "3 rows", "report"]
+    session = Run(clock, events={1: 1, -1: 3})
+    session.session.at_wait = lambda number: setattr(session.stop, "wanted", number == 2)
+    assert session.calls() == ["batch of 1", "batch of 3"]
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 6])
 def test_count_is_cut_exactly(clock: Clock, count: int) -> None:
-    session = Session(clock, events={1: 2, 2: 2, 3: 7, -1: 5})
-    session.run(count=str(count))
+    session = Run(clock, events={1: 2, 2: 2, 3: 7, -1: 5})
+    session.run(count=count)
     pids = [record["pid"] for record in session.lines.records("event")]
     assert pids == [1, 2, 2, 3, 3, 4][:count]
-    assert len(session.trace.waited) == (count + 1) // 2
+    assert len(session.session.waited) == (count + 1) // 2
 
 
 def test_a_report_per_interval_and_one_at_the_end(clock: Clock) -> None:
-    session = Session(clock, events={1: 1, 3: 2, -1: 4})
-    session.run(Reports(), interval="0.12", duration="0.3")
-    assert session.lines.text.splitlines() == [
-        "header", "1 rows", "2 rows", "report", "report", "4 rows", "report",
-    ]  # fmt: skip
-    assert {0.12, 0.24, 0.3} <= {round(at, 3) for at in session.trace.waited}
+    session = Run(clock, events={1: 1, 3: 2, -1: 4})
+    session.session.tool = replace(CONNLAT, kinds=(TABLE,))
+    reports = ["report of 1 Destination"]
+    assert session.calls(interval=0.12, duration=0.3) == [*reports, *reports, *reports]
+    assert session.session.counted == 7
+    assert {0.12, 0.24, 0.3} <= {round(at, 3) for at in session.session.waited}
+
+
+def test_a_tool_of_all_kinds(clock: Clock) -> None:
+    """A snapshot comes at the end."""
+    session = Run(clock, events={1: 1, -1: 4}, losses={3: Losses(ring=5)})
+    session.session.tool = ALL_KINDS
+    assert session.calls(interval=0.1, duration=0.15) == [
+        *("batch of 1", "report of 1 Destination", "histogram of srtt"),
+        *("batch of 4", "report of 1 Destination", "histogram of srtt", "report of 1 Event"),
+        "5 lost",
+    ]
+
+
+class Everything(Calls):
+    """A sink in ten lines gets all that JSON gets."""
+
+    def __init__(self) -> None:
+        self.found: list[Any] = []
+
+    def batch(self, lines: Lines, records: Records) -> None:
+        self.found += fields.values(lines.row, records)
+
+    report = batch
+
+    def histograms(self, found: Any) -> None:
+        self.found += found
+
+    def losses(self, losses: Losses) -> None:
+        self.found.append(losses)
+
+
+ALL_KINDS = replace(CONNLAT, kinds=(*CONNLAT.kinds, TABLE, HISTOGRAMS, OPEN))
+
+
+def test_a_sink_gets_everything_that_json_gets(clock: Clock) -> None:
+    events, losses = {1: 2, -1: 1}, {2: Losses(ring=5)}
+    printed = Run(clock, events=events, losses=losses)
+    kept = Run(clock, events=events, losses=losses)
+    printed.session.tool = kept.session.tool = ALL_KINDS
+    printed.run(duration=0.1)
+    sink = Everything()
+    Loop(cast(Session, kept.session), sink, Limits(duration=0.1)).run()
+    shown = [json.loads(line) for line in printed.lines.text.splitlines()]
+    assert [one["type"] for one in shown] == [
+        *("event", "event", "event", "flow", "histogram", "event", "lost")
+    ]
+    for object_, one in zip(sink.found, shown, strict=True):
+        for name in {"pid", "raddr", "count", "p99_ns", "sum", "ring"} & one.keys():
+            assert one[name] == getattr(object_, name)
+
+
+def test_each_style_shows_each_kind(clock: Clock) -> None:
+    for style, says in (
+        (table.Text(), ["PID", "DADDR", "curl", "srtt"]),
+        (Csv(), ["time,ts_ns", "family,raddr", "measure,unit"]),
+    ):
+        session = Run(clock, events={-1: 1})
+        session.session.tool = ALL_KINDS
+        session.run(style, duration=0.1)
+        assert all(word in session.lines.text for word in says), session.lines.text
+        assert session.lines.text.count(says[0]) == 1
+
+
+def test_what_the_kernel_counts_has_no_number_of_events(clock: Clock) -> None:
+    in_kernel = replace(CONNLAT, kinds=(replace(TABLE, is_fed=False),))
+    loop.check(in_kernel, Limits(duration=1))
+    loop.check(replace(CONNLAT, kinds=(TABLE,)), Limits(count=1))
+    with pytest.raises(OptionError, match="count: this is counted in the kernel"):
+        loop.check(in_kernel, Limits(count=1))
 
 
 def test_losses_are_told_each_time_they_grow(
@@ -175,8 +290,8 @@ def test_losses_are_told_each_time_they_grow(
     losses = {2: Losses(ring=1), 4: Losses(ring=3), 25: Losses(ring=3, missed=1)}
     losses[30] = Losses(ring=3, missed=2)
     losses[70] = Losses(ring=3, map=4, missed=2)
-    session = Session(clock, losses=losses)
-    assert session.run(duration="3.6") == losses[70]
+    session = Run(clock, losses=losses)
+    assert session.run(duration=3.6) == losses[70]
     told = [(record["ring"], record["map"], record["missed"], record["malformed"])
             for record in session.lines.records("lost")]  # fmt: skip
     assert told == [(3, 0, 0, 0), (3, 0, 2, 0), (3, 4, 2, 0)]
@@ -198,22 +313,22 @@ def test_a_reader_that_goes_ends_it_quietly(
     clock: Clock, capfd: pytest.CaptureFixture[str], after: int
 ) -> None:
     """At the header, at a row, or between two rows; losses are told all the same."""
-    session = Session(clock, events={2: 1, 5: 1}, losses={1: Losses(ring=9)}, gone_after=after)
-    lost = session.run(Csv(CONNLAT))
-    assert len(session.trace.waited) == (0, 0, 2)[after]
+    session = Run(clock, events={2: 1, 5: 1}, losses={1: Losses(ring=9)}, gone_after=after)
+    lost = session.run(Csv())
+    assert len(session.session.waited) == (0, 0, 2)[after]
     assert len(session.lines.text.splitlines()) == after
     assert lost == (Losses(ring=9) if after == 2 else Losses())
     assert ("9 events found the ring full" in capfd.readouterr().err) == (after == 2)
 
 
 def test_a_record_of_losses_that_nobody_reads(clock: Clock) -> None:
-    session = Session(clock, events={2: 1}, losses={1: Losses(ring=9)}, gone_after=1)
+    session = Run(clock, events={2: 1}, losses={1: Losses(ring=9)}, gone_after=1)
     assert session.run() == Losses(ring=9)
     assert session.lines.text.count("\n") == 1
 
 
 def test_a_full_disk_ends_it(clock: Clock) -> None:
-    session = Session(clock)
+    session = Run(clock)
     failure = TcpcoreError("standard output: No space left on device")
 
     def fail(text: str) -> None:
@@ -226,59 +341,63 @@ def test_a_full_disk_ends_it(clock: Clock) -> None:
 
 
 @pytest.fixture
-def no_traces(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[FakeTrace]:
-    """stream() with all that it opens and changes left out."""
-    trace = FakeTrace(clock, {}, {1: Losses(ring=2)})
+def no_traces(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[FakeSession]:
+    """run() with all that it opens and changes left out."""
+    session = FakeSession(clock, {}, {1: Losses(ring=2)})
 
     @contextmanager
     def opened(*arguments: Any) -> Iterator[Any]:
-        yield trace
+        yield session
 
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     monkeypatch.setattr(run, "opened", opened)
     monkeypatch.setattr(privilege, "drop", lambda *arguments: None)
     monkeypatch.setattr(gc, "freeze", lambda: None)
     monkeypatch.setattr(gc, "set_threshold", lambda number: None)
-    yield trace
+    yield session
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
-def test_fail_on_loss(no_traces: FakeTrace, tmp_path: Path) -> None:
-    common = Common(duration="0.1", json=True, output=tmp_path / "out")
-    run.stream(CONNLAT, common)
-    strict = Common(duration="0.1", json=True, output=tmp_path / "out", fail_on_loss=True)
+SHORT = Request(limits=Limits(duration=0.1))
+
+
+def test_fail_on_loss(no_traces: FakeSession, tmp_path: Path) -> None:
+    run.run(CONNLAT, SHORT, Output(style="json", path=tmp_path / "out"))
+    strict = Output(style="json", path=tmp_path / "out", fail_on_loss=True)
     no_traces.waited.clear()
     with pytest.raises(LostError, match="connlat: lost so far: 2 events") as e:
-        run.stream(CONNLAT, strict)
+        run.run(CONNLAT, SHORT, strict)
     assert e.value.exit_code == 5
     no_traces._losses.clear()
     no_traces._lost = Losses()
-    run.stream(CONNLAT, strict)
+    run.run(CONNLAT, SHORT, strict)
 
 
 def test_the_file_is_opened_with_the_rights_of_the_caller(
-    no_traces: FakeTrace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    no_traces: FakeSession, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found: list[bool] = []
     path = tmp_path / "out"
     monkeypatch.setattr(privilege, "drop", lambda *arguments: found.append(path.exists()))
-    run.stream(CONNLAT, Common(duration="0.1", output=path))
+    run.run(CONNLAT, SHORT, Output(path=path))
     assert found == [True]
 
 
-def test_only_kernel_addresses_are_hidden_from_others(no_traces: FakeTrace, tmp_path: Path) -> None:
+def test_only_kernel_addresses_are_hidden_from_others(
+    no_traces: FakeSession, tmp_path: Path
+) -> None:
     for name, mode in (("states", 0o600), ("connlat", 0o644)):
         before = os.umask(0o022)
-        run.stream(tool(name), Common(duration="0.1", output=tmp_path / name))
+        run.run(tool(name), SHORT, Output(path=tmp_path / name))
         os.umask(before)
         assert (tmp_path / name).stat().st_mode & 0o777 == mode
 
 
 def test_verbose_tells_slot_by_slot(
-    no_traces: FakeTrace, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    no_traces: FakeSession, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    run.stream(CONNLAT, Common(duration="0.1", output=tmp_path / "out", verbose=1))
+    run.run(CONNLAT, SHORT, Output(path=tmp_path / "out", verbose=1))
     assert capfd.readouterr().err.splitlines()[:5] == [
         "refused: accept(): fentry: no",
         "not attached: kprobe/f6: no",
@@ -289,7 +408,7 @@ def test_verbose_tells_slot_by_slot(
 
 
 def test_ctrl_c_ends_the_wait_for_the_reader_of_a_fifo(
-    no_traces: FakeTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    no_traces: FakeSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fifo, looks = tmp_path / "fifo", []
 
@@ -301,7 +420,7 @@ def test_ctrl_c_ends_the_wait_for_the_reader_of_a_fifo(
 
     os.mkfifo(fifo)
     monkeypatch.setattr("tcpcore.sinks.destination.time", SimpleNamespace(sleep=sleep))
-    run.stream(CONNLAT, Common(output=fifo))
+    run.run(CONNLAT, Request(), Output(path=fifo))
     assert len(looks) == 2 and no_traces.waited == []
 
 

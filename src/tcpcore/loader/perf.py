@@ -155,8 +155,14 @@ class PerfBuffer:
         self._handle, self._life = handle, life
         count = libbpf().perf_buffer__buffer_cnt(handle)
         self._rings = [_Ring(_base(handle, cpu)) for cpu in range(count)]
+        self._fd: int = libbpf().perf_buffer__epoll_fd(handle)
         self._poll = select.poll()
-        self._poll.register(libbpf().perf_buffer__epoll_fd(handle), select.POLLIN)
+        self._poll.register(self._fd, select.POLLIN)
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when a ring is filled to its watermark, epoll(7)."""
+        self._life.check()
+        return self._fd
 
     def wait(self, seconds: float) -> None:
         """Until a ring is filled to its watermark, or the time is over."""

@@ -124,6 +124,14 @@ Reason = Annotated[
     str, Kind("B", ("open", "fin", "reset sent", "reset received", "timeout").__getitem__)
 ]
 """Why a session ended."""
+OTHER = "other"
+"""What a report has instead of the address in the row of the rest."""
+Count = Annotated[int, Kind("Q", _same, few=False)]
+KeyFamily = Annotated[str | None, Kind("H", net.FAMILIES.get)]
+KeyAddress = Annotated[str, Kind("16s", lambda raw: net.address_text(raw) if raw else OTHER)]
+"""In a report the address by which rows are told apart; no bytes in the row of the rest."""
+KeyHost = Annotated[str | None, Kind("16s", lambda raw: net.address_text(raw) if raw else None)]
+KeyNetns = Annotated[int | None, Kind("I", _or_none)]
 Name = Annotated[str | None, Kind("", _same)]
 """No field of the C struct: a Derive adds it."""
 NameAge = Annotated[int | None, Kind("", _same, few=False)]

@@ -25,7 +25,7 @@ STATES = (
     "NEW_SYN_RECV",
 )
 
-_V4MAPPED = bytes(10) + b"\xff\xff"
+V4MAPPED = bytes(10) + b"\xff\xff"
 
 
 def state_name(state: int) -> str:
@@ -39,7 +39,7 @@ def result_name(number: int) -> str:
 
 def address_text(raw: bytes) -> str:
     """The text of a 16-byte address; a v4-mapped one is IPv4 (RFC 4291, 2.5.5.2)."""
-    if raw.startswith(_V4MAPPED):
+    if raw.startswith(V4MAPPED):
         return socket.inet_ntop(socket.AF_INET, raw[12:])
     return socket.inet_ntop(socket.AF_INET6, raw)
 

@@ -1,19 +1,25 @@
-"""What a tool is: data that run.py turns into a trace."""
+"""What a tool is: data that a session turns into a trace."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from tcpcore.loader import Attached, Slot
 from tcpcore.loader.perf import Record
-from tcpcore.loader.plan import Slot
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.fields import Convert
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from tcpcore.model.histogram import Histogram
+
 Rodata = dict[str, int | bytes]
 """Values of read-only variables by name."""
+Records = Sequence[Record]
 
 
 class Derive(Protocol):
@@ -26,15 +32,11 @@ class Derive(Protocol):
     def lost(self) -> int: ...
 
 
-Examples = tuple[tuple[str, str], ...]
-"""At the end of a tool's help: its name with arguments, and what that does."""
-
-
 @dataclass(frozen=True)
 class Column:
     """A column of the text table.
 
-    title: its heading. field: of the Event. width: in characters; longer cells push the line, as
+    title: its heading. field: of the row. width: in characters; longer cells push the line, as
     an address does. cut: shorten longer cells to the width. text: of a value, instead of the field
     kind's own. cells: of a whole raw column, padded already, for values that hardly repeat.
     """
@@ -51,6 +53,20 @@ class Column:
         return (text[: self.width] if self.cut else text).ljust(self.width)
 
 
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """Rows, and how they are shown.
+
+    row: a dataclass whose fields are of the kinds in fields.py. columns, wide: of the text table,
+    and with --wide. record: the type of their JSON objects.
+    """
+
+    row: type[DataclassInstance]
+    columns: tuple[Column, ...]
+    wide: tuple[Column, ...]
+    record: str = "flow"
+
+
 @dataclass(frozen=True)
 class Sweep:
     """Rows that wait in BPF.
@@ -62,22 +78,78 @@ class Sweep:
     section: str
 
 
+# The four kinds of what a tool shows. A tool may have two of them.
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Events, a line each as they come."""
+
+    lines: Lines
+
+
+class Counts(Protocol):
+    """Where a table has its rows from. add: the events of a batch, for what counts in user space.
+    take: the rows since the last call."""
+
+    def add(self, records: Records) -> None: ...
+    def take(self) -> list[Record]: ...
+
+
+@dataclass(frozen=True)
+class Table:
+    """Counters by key: a block for each --interval, and one at the end.
+
+    counts: made with the trace. is_fed: with the tool's events; else they are counted in the
+    kernel, which sends none.
+    """
+
+    lines: Lines
+    counts: Callable[[Attached], Counts]
+    is_fed: bool = True
+
+
+class Measures(Protocol):
+    """Where histograms come from: what was measured since the last call."""
+
+    def take(self) -> list[Histogram]: ...
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """Log2 buckets by key: a block for each --interval, and one at the end.
+
+    measures: made with the trace.
+    """
+
+    measures: Callable[[Attached], Measures]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is there at the end of the trace. rows: how it is asked for; they are events."""
+
+    lines: Lines
+    rows: Sweep
+
+
+Kind = Stream | Table | Histograms | Snapshot
+
+
 @dataclass(frozen=True)
 class Tool:
-    """A stream of events.
+    """A tool, with the options of its own applied.
 
-    event: the mirror of the C struct named `struct`, whose first field is ts_ns. columns, wide: of
-    the table, and with --wide. sockets: the maps that --map-size sizes, one entry a socket.
-    rodata: of the tool's own options. held: rows that wait until their tuple is complete, asked for
-    on each drain. pending: rows asked for at the end. seed: a BPF iterator that runs once after the
-    attach. derive: opened with the trace.
+    event: the mirror of the C struct `<name>_event`, whose first field is ts_ns. kinds: what it
+    shows. slots: what it has to see, attached in their order. sockets: the maps that --map-size
+    sizes, one entry a socket. rodata: of the tool's own options. held: rows that wait until their
+    tuple is complete, asked for on each drain. pending: rows asked for at the end. seed: a BPF
+    iterator that runs once after the attach. derive: opened with the trace.
     """
 
     name: str
     event: type[ConnectionEvent]
-    struct: str
-    columns: tuple[Column, ...]
-    wide: tuple[Column, ...]
+    kinds: tuple[Kind, ...]
     slots: tuple[Slot, ...]
     sockets: tuple[str, ...] = ()
     rodata: Rodata = field(default_factory=dict)
@@ -87,7 +159,22 @@ class Tool:
     derive: Callable[[], AbstractContextManager[Derive]] | None = None
 
     @property
+    def struct(self) -> str:
+        """The name of the event's C struct."""
+        return f"{self.name}_event"
+
+    @property
+    def stream(self) -> Stream | None:
+        return next((kind for kind in self.kinds if isinstance(kind, Stream)), None)
+
+    @property
+    def sweeps(self) -> tuple[Sweep, ...]:
+        """All rows that wait in BPF."""
+        snapshots = (kind.rows for kind in self.kinds if isinstance(kind, Snapshot))
+        return tuple(rows for rows in (self.held, self.pending, *snapshots) if rows)
+
+    @property
     def called(self) -> tuple[str, ...]:
         """The programs that user space runs, by section."""
-        sections = [rows.section for rows in (self.held, self.pending) if rows]
+        sections = dict.fromkeys(rows.section for rows in self.sweeps)
         return (*sections, *([self.seed] if self.seed else []))

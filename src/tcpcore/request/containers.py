@@ -15,10 +15,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tcpcore.errors import UsageError
-from tcpcore.request import filters
+from tcpcore.errors import OptionError
+from tcpcore.request import places
 
 PROC = Path("/proc")
+_MAX_PID = 1 << 22  # include/linux/threads.h, PID_MAX_LIMIT
 _HOST = "pid:[4026531836]"  # include/linux/proc_ns.h, PROC_PID_INIT_INO
 
 # Relative to the root of the file system.
@@ -51,14 +52,15 @@ def host_pid(pid: int, namespace: str | None = None, proc: Path = PROC) -> int:
     """The number of a process in the host's pid namespace, which is what the kernel side compares.
 
     namespace: the pid namespace in which it is `pid`, as for outer_pid(); None for our own. Raises
-    UsageError, also where /proc does not tell the host's numbers.
+    OptionError, also where /proc does not tell the host's numbers.
     """
     own = _link(proc / "self") or _HOST  # absent in a kernel without pid namespaces
-    option = "--pid" if namespace is None else "--pidns"
+    option = "pid" if namespace is None else "pidns"
     if own != _HOST and not _shows_host(proc):
-        raise UsageError(
-            f"{option}: in this pid namespace the host's process ids are not known; use --cgroup "
-            "or --comm, or run tcpcore in the host's (docker run --pid=host, nsenter -t 1 -p)"
+        raise OptionError(
+            option,
+            "in this pid namespace the host's process ids are not known; use --cgroup "
+            "or --comm, or run tcpcore in the host's (docker run --pid=host, nsenter -t 1 -p)",
         )
     if namespace is None and own == _HOST:
         return pid
@@ -73,25 +75,25 @@ def _shows_host(proc: Path) -> bool:
 def outer_pid(option: str, namespace: str, pid: int, proc: Path = PROC) -> int:
     """The pid out here of the process that has `pid` in a pid namespace.
 
-    namespace: the pid of a process in it, or its inode. Raises UsageError.
+    namespace: the pid of a process in it, or its inode. Raises OptionError.
     """
     wanted = _pid_namespace(option, namespace, proc)
     for process in proc.iterdir():
         if process.name.isdigit() and _link(process) == wanted and _innermost(process) == pid:
             return int(process.name)
-    raise UsageError(f"{option}: there is no process {pid} in the pid namespace {wanted}")
+    raise OptionError(option, f"there is no process {pid} in the pid namespace {wanted}")
 
 
 def _pid_namespace(option: str, text: str, proc: Path) -> str:
     """A pid namespace as /proc writes it: pid:[4026531836]."""
     bare = text.removeprefix("inode:").removeprefix("pid:[").removesuffix("]")
     if not re.fullmatch(r"[0-9]{1,10}", bare):
-        raise UsageError(f"{option}: '{text}' is neither a process id nor a namespace inode")
-    if int(bare) > filters.MAX_PID:
+        raise OptionError(option, f"'{text}' is neither a process id nor a namespace inode")
+    if int(bare) > _MAX_PID:
         return f"pid:[{bare}]"
     found = _link(proc / str(int(bare)))
     if found is None:
-        raise UsageError(f"{option}: there is no process {bare}, or no right to look at it")
+        raise OptionError(option, f"there is no process {bare}, or no right to look at it")
     return found
 
 
@@ -127,23 +129,24 @@ _Names = dict[tuple[str, int | None], set[str]]
 def cgroup(option: str, text: str, hierarchy: Path | None = None, root: Path = Path("/")) -> Path:
     """The cgroup of a running container, by its id, the begin of its id, or its name.
 
-    hierarchy: where cgroup v2 is mounted. root: of the runtimes' files. Raises UsageError.
+    hierarchy: where cgroup v2 is mounted. root: of the runtimes' files. Raises OptionError.
     """
-    running = _running(hierarchy or filters.cgroup_root(option))
+    running = _running(hierarchy or places.cgroup_root(option))
     names = _names(root, {one.user for one in running})
     found = _matching(text, running, names)
     if len(found) == 1:
         return found[0].path
     if found:
-        raise UsageError(f"{option}: '{text}' is ambiguous: {_list(found, names)}")
-    raise UsageError(
-        f"{option}: '{text}' is no running container's id or name; "
-        + (f"there are: {_list(running, names)}" if running else _nothing_runs())
+        raise OptionError(option, f"'{text}' is ambiguous: {_list(found, names)}")
+    raise OptionError(
+        option,
+        f"'{text}' is no running container's id or name; "
+        + (f"there are: {_list(running, names)}" if running else _nothing_runs()),
     )
 
 
 def _nothing_runs() -> str:
-    if filters.mounted("cgroup"):
+    if places.mounted("cgroup"):
         return "none runs in cgroup v2, which is needed, and this host uses version 1 as well"
     return "none runs here"
 

@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
-from tcpcore.errors import LostError, UsageError
+from tcpcore.errors import LostError
 from tcpcore.loader import ffi
-from tcpcore.loader.perf import Record
 from tcpcore.model import fields
+from tcpcore.model.losses import Losses, describe
 from tcpcore.model.tool import Tool
-from tcpcore.request import filters
-from tcpcore.request.options import Common, seconds
-from tcpcore.session import privilege
-from tcpcore.session.tracing import Losses, Trace, opened
+from tcpcore.request.request import Request
+from tcpcore.session import loop, privilege
+from tcpcore.session.session import Session, opened
+from tcpcore.sinks.csv import Csv
 from tcpcore.sinks.destination import Destination, output_file, standard_output, tell
-from tcpcore.sinks.output import Csv, Json, Table, Writer
+from tcpcore.sinks.form import Style
+from tcpcore.sinks.histogram import can_draw_blocks
+from tcpcore.sinks.ndjson import Json
+from tcpcore.sinks.printer import Printer
+from tcpcore.sinks.table import Text
 
-LOSS_PERIOD = 1.0  # seconds between two looks at the loss counters
+
+@dataclass(frozen=True)
+class Output:
+    """What only a command line has.
+
+    style: "table", "json" or "csv". wide, timestamp, time: of the table. path: of a file, instead
+    of standard output. fail_on_loss: losses are an error. keep_privileges: give up nothing after
+    the attach. verbose: 1: what was tried and why; 2: all of libbpf's messages, too.
+    """
+
+    style: str = "table"
+    wide: bool = False
+    timestamp: bool = False
+    time: bool = False
+    path: Path | None = None
+    fail_on_loss: bool = False
+    keep_privileges: bool = False
+    verbose: int = 0
 
 
 class Stop:
@@ -43,145 +66,79 @@ class Stop:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def style(common: Common) -> str:
-    """ "table", "json" or "csv"; UsageError for two of them."""
-    if common.json and common.csv:
-        raise UsageError("--json and --csv: one of them")
-    return "json" if common.json else "csv" if common.csv else "table"
-
-
-def writer(tool: Tool, common: Common) -> Writer:
-    """The writer of events that the options ask for."""
-    chosen = style(common)
-    if chosen == "table":
-        return Table(tool, common.wide, common.timestamp, common.time)
-    return Json(tool) if chosen == "json" else Csv(tool)
-
-
-def stream(tool: Tool, common: Common, report: Callable[[Trace], Writer] | None = None) -> None:
-    """Trace until a signal, --duration or --count ends it; the events go through the
-    usual writer, or through `report`'s.
+def run(tool: Tool, request: Request, output: Output) -> None:
+    """Trace until a signal or one of the request's limits ends it.
 
     Raises every TcpcoreError: LostError under --fail-on-loss.
     """
+    loop.check(tool, request.limits)
     stop = Stop()
-    ffi.verbose = common.verbose
-    out = writer(tool, common)
-    limits = Limits(common)
-    chosen, machinery = common.filters(), common.machinery()
-    with opened(tool, chosen, machinery) as trace, _destination(tool, common, stop) as destination:
-        if not common.keep_privileges:  # behind the last file that the caller's rights have to open
-            privilege.drop(trace.losses)
-        if common.verbose:
-            _explain(trace)
+    ffi.verbose = output.verbose
+    style = _style(tool, output)  # before the first event: stamps count from here
+    with opened(tool, request) as session, _destination(tool, output, stop) as destination:
+        printer = _Telling(tool, style, destination.write)
+        # Behind the last file that the caller's rights have to open.
+        if not output.keep_privileges:
+            privilege.drop(session.losses)
+        if output.verbose:
+            _explain(session)
         # What start-up made stays: the collector need not look at it after each few records.
         gc.freeze()
         gc.set_threshold(100_000)
-        losses = Printer(trace, report(trace) if report else out, destination, limits, stop).run()
-    if losses and common.fail_on_loss:
+        losses = _print(session, request, printer, destination, stop)
+    if losses and output.fail_on_loss:
         raise LostError(f"{tool.name}: {describe(losses)}")
 
 
-class Limits:
-    """When to stop and how often to report; None is never."""
+class _Telling(Printer):
+    """On a terminal losses are told beside the rows."""
 
-    def __init__(self, common: Common) -> None:
-        self.duration = seconds("--duration", common.duration)
-        self.interval = seconds("--interval", common.interval)
-        count = filters.number("--count", "a number of events", 1, 1 << 62)
-        self.count = None if common.count is None else count(common.count)
-
-
-class Printer:
-    """The loop: what the trace reads goes through `out` to the destination."""
-
-    def __init__(
-        self, trace: Trace, out: Writer, destination: Destination, limits: Limits, stop: Stop
-    ) -> None:
-        self._trace, self._out, self._destination, self._stop = trace, out, destination, stop
-        self._left = limits.count
-        self._duration, self._interval = limits.duration, limits.interval
-        self._told = Losses()
-
-    def run(self) -> Losses:
-        """Print until it is time to stop, or the reader has gone; what was lost.
-
-        Raises TcpcoreError when the destination fails.
-        """
-        with suppress(BrokenPipeError):
-            self._destination.write(self._out.header())
-            self._loop()
-            self._destination.write(self._out.finish())
-        self._tell_losses()
-        return self._told
-
-    def _loop(self) -> None:
-        now = time.monotonic()
-        end = now + self._duration if self._duration else float("inf")
-        report = now + self._interval if self._interval else float("inf")
-        look = now + LOSS_PERIOD
-        while not self._is_over(now, end):
-            self._trace.wait(until=min(end, report))
-            self._print(self._trace.read())
-            now = time.monotonic()
-            if now >= report and self._interval:
-                self._destination.write(self._out.finish())
-                report += self._interval
-            if now >= look:
-                self._tell_losses()
-                look = now + LOSS_PERIOD
-        self._print(self._trace.read(last=True))
-
-    def _is_over(self, now: float, end: float) -> bool:
-        return self._stop.wanted or now >= end or self._left == 0 or self._destination.gone()
-
-    def _print(self, records: list[Record]) -> None:
-        if self._left is not None:
-            records = records[: self._left]
-            self._left -= len(records)
-        if records:
-            self._destination.write(self._out.rows(records))
-
-    def _tell_losses(self) -> None:
-        losses = self._trace.losses()
-        if losses == self._told:
-            return
-        self._told = losses
+    def losses(self, losses: Losses) -> None:
         tell(f"tcpcore: {describe(losses)}")
         with suppress(BrokenPipeError):
-            self._destination.write(self._out.record("lost", asdict(losses)))
+            super().losses(losses)
 
 
-def describe(losses: Losses) -> str:
-    """One line: how much was lost, why, and what helps."""
-    causes = {
-        f"{losses.ring} events found the ring full (a larger --buffer helps)": losses.ring,
-        f"{losses.map} sockets found a map full (a larger --map-size helps)": losses.map,
-        f"{losses.missed} events came while the program ran already": losses.missed,
-        f"{losses.malformed} records could not be decoded": losses.malformed,
-        f"{losses.answers} DNS packets came too fast to be read": losses.answers,
-        f"{losses.output} events had no ring to go to (a CPU that came after the start has none: "
-        "start again)": losses.output,
-    }
-    return "lost so far: " + "; ".join(text for text, number in causes.items() if number)
+def _print(
+    session: Session, request: Request, printer: Printer, destination: Destination, stop: Stop
+) -> Losses:
+    """Until it is time to stop, or the reader has gone; what was lost."""
+    at_work = loop.Loop(session, printer, request.limits, lambda: stop.wanted or destination.gone())
+    with suppress(BrokenPipeError):
+        printer.begin()
+        at_work.run()
+    at_work.tell_losses()
+    return at_work.losses
 
 
-def _explain(trace: Trace) -> None:
-    uses = trace.program.uses
+def _style(tool: Tool, output: Output) -> Style:
+    if output.style == "json":
+        return Json(tool.name)
+    if output.style == "csv":
+        return Csv()
+    # A pipe has no width, and whoever reads it may know ASCII alone.
+    is_terminal = output.path is None and os.isatty(1)
+    columns = shutil.get_terminal_size().columns if is_terminal else 80
+    blocks = is_terminal and can_draw_blocks("utf-8")
+    return Text(output.wide, output.timestamp, output.time, columns, blocks)
+
+
+def _explain(session: Session) -> None:
+    uses = session.program.uses
     for refusal in (refusal for use in uses for refusal in use.refusals):
         tell(f"refused: {refusal}")
     for absent in (absent for use in uses for absent in use.absent):
         tell(f"not attached: {absent}")
-    tell(f"ring per CPU: {trace.program.rings['events'].size >> 10} KiB")
+    tell(f"ring per CPU: {session.program.rings['events'].size >> 10} KiB")
     for use in uses:
         tell(f"attached: {use.slot.name}: {use.way.name if use.way else 'no way'}")
 
 
 @contextmanager
-def _destination(tool: Tool, common: Common, stop: Stop) -> Iterator[Destination]:
-    if common.output is None:
+def _destination(tool: Tool, output: Output, stop: Stop) -> Iterator[Destination]:
+    if output.path is None:
         yield standard_output()
         return
     secret = any(kind.secret for kind in fields.kinds(tool.event).values())
-    with output_file(common.output, secret, lambda: stop.wanted) as destination:
+    with output_file(output.path, secret, lambda: stop.wanted) as destination:
         yield destination

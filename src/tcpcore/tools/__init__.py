@@ -1,4 +1,7 @@
-"""One module per tool: TOOL (what it is), EXAMPLES, tool() (with its own options), command()."""
+"""One module per tool: TOOL, EXAMPLES, and tool(), whose parameters are its own options.
+
+A tool with parts of its own is a package. ALIASES: more names for common options.
+"""
 
 from __future__ import annotations
 

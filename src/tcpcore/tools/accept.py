@@ -6,18 +6,13 @@ the handshake ended before the trace began.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Annotated
-
-import typer
+from dataclasses import dataclass
 
 from tcpcore.model import columns as col
 from tcpcore.model import fields
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.slots import ACCEPTING, TRANSITIONS
-from tcpcore.model.tool import Tool
-from tcpcore.request.options import Common, with_common
-from tcpcore.session.run import stream
+from tcpcore.model.tool import Lines, Stream, Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +26,8 @@ class Event(ConnectionEvent):
 
 _WAIT = col.millis("WAIT(ms)", "wait_ns", 8, digits=3)
 
-TOOL = Tool(
-    name="accept",
-    event=Event,
-    struct="accept_event",
+_LINES = Lines(
+    Event,
     columns=(
         col.pid(),
         col.comm(11),
@@ -56,6 +49,13 @@ TOOL = Tool(
         col.UID,
         col.NETNS,
     ),
+    record="event",
+)
+
+TOOL = Tool(
+    name="accept",
+    event=Event,
+    kinds=(Stream(_LINES),),
     slots=TRANSITIONS + ACCEPTING,
     sockets=("sockets",),
 )
@@ -67,16 +67,9 @@ EXAMPLES = (
 )
 
 
+ALIASES = {"lport": ("--port", "-P")}
+
+
 def tool() -> Tool:
     """accept has no options of its own."""
     return TOOL
-
-
-@with_common
-def command(
-    common: Common,
-    port: Annotated[
-        list[str], typer.Option("--port", "-P", help="The same as --lport.", metavar="PORTS")
-    ] = [],  # noqa: B006
-) -> None:
-    stream(tool(), replace(common, lport=[*common.lport, *port]))

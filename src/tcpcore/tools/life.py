@@ -10,15 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-import typer
-
 from tcpcore.model import columns as col
 from tcpcore.model import fields
 from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.option import Option
 from tcpcore.model.slots import ACCEPTING, TRANSITIONS, optional
-from tcpcore.model.tool import Column, Sweep, Tool
-from tcpcore.request.options import Common, with_common
-from tcpcore.session.run import stream
+from tcpcore.model.tool import Column, Lines, Snapshot, Stream, Sweep, Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +42,8 @@ _COUNTS = (
     col.millis("MS", "duration_ns", 8, digits=2),
 )
 
-TOOL = Tool(
-    name="life",
-    event=Event,
-    struct="life_event",
+_LINES = Lines(
+    Event,
     columns=(
         col.pid(),
         col.comm(10),
@@ -66,6 +61,13 @@ TOOL = Tool(
         col.UID,
         col.NETNS,
     ),
+    record="event",
+)
+
+TOOL = Tool(
+    name="life",
+    event=Event,
+    kinds=(Stream(_LINES),),
     slots=TRANSITIONS + optional(ACCEPTING),
     sockets=("sockets",),
 )
@@ -77,24 +79,17 @@ EXAMPLES = (
 )
 
 
-def tool(all: bool = False, open: bool = False) -> Tool:
+_OPEN = Snapshot(_LINES, Sweep(map="sockets", section="raw_tp"))
+
+
+def tool(
+    all: Annotated[bool, Option("Sessions older than the trace as well.")] = False,
+    open: Annotated[bool, Option("At the end, list the sessions that are still open.")] = False,
+) -> Tool:
     """all: sessions older than the trace, too. open: at the end, those that are open still."""
     return replace(
         TOOL,
+        kinds=(*TOOL.kinds, _OPEN) if open else TOOL.kinds,
         rodata={"target_all": all},
         seed="iter/task_file" if all else None,
-        pending=Sweep(map="sockets", section="raw_tp") if open else None,
     )
-
-
-@with_common
-def command(
-    common: Common,
-    all: Annotated[
-        bool, typer.Option("--all", help="Sessions older than the trace as well.")
-    ] = False,
-    open: Annotated[
-        bool, typer.Option("--open", help="At the end, list the sessions that are still open.")
-    ] = False,
-) -> None:
-    stream(tool(all, open), common)

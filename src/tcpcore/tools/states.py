@@ -12,9 +12,7 @@ from tcpcore.model import columns as col
 from tcpcore.model import fields
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.slots import ACCEPTING, TRANSITIONS, optional
-from tcpcore.model.tool import Column, Sweep, Tool
-from tcpcore.request.options import Common, with_common
-from tcpcore.session.run import stream
+from tcpcore.model.tool import Column, Lines, Stream, Sweep, Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +33,8 @@ _STATES = (
     col.millis("MS", "duration_ns", 9, digits=3),
 )
 
-TOOL = Tool(
-    name="states",
-    event=Event,
-    struct="states_event",
+_LINES = Lines(
+    Event,
     columns=(
         Column("SKADDR", "skaddr", 16),
         col.pid(7),
@@ -54,6 +50,13 @@ TOOL = Tool(
         col.UID,
         col.NETNS,
     ),
+    record="event",
+)
+
+TOOL = Tool(
+    name="states",
+    event=Event,
+    kinds=(Stream(_LINES),),
     slots=TRANSITIONS + optional(ACCEPTING),
     sockets=("sockets", "held"),
     held=Sweep(map="held", section="raw_tp"),
@@ -69,8 +72,3 @@ EXAMPLES = (
 def tool() -> Tool:
     """states has no options of its own."""
     return TOOL
-
-
-@with_common
-def command(common: Common) -> None:
-    stream(tool(), common)

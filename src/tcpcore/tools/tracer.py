@@ -9,15 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-import typer
-
 from tcpcore.model import columns as col
 from tcpcore.model import fields
 from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.option import Option
 from tcpcore.model.slots import ACCEPTING, TRANSITIONS
-from tcpcore.model.tool import Column, Tool
-from tcpcore.request.options import Common, with_common
-from tcpcore.session.run import stream
+from tcpcore.model.tool import Column, Lines, Stream, Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +30,8 @@ _LETTERS = {"connect": "C", "accept": "A", "close": "X"}
 _ACTION = Column("T", "action", 1, text=_LETTERS.__getitem__)
 _PORTS = (col.port("SPORT", "lport"), col.port("DPORT", "rport"))
 
-TOOL = Tool(
-    name="tracer",
-    event=Event,
-    struct="tracer_event",
+_LINES = Lines(
+    Event,
     columns=(
         _ACTION,
         col.pid(),
@@ -55,6 +50,13 @@ TOOL = Tool(
         col.UID,
         col.NETNS,
     ),
+    record="event",
+)
+
+TOOL = Tool(
+    name="tracer",
+    event=Event,
+    kinds=(Stream(_LINES),),
     slots=TRANSITIONS + ACCEPTING,
     sockets=("sockets",),
 )
@@ -66,27 +68,17 @@ EXAMPLES = (
 )
 
 
-def tool() -> Tool:
-    """tracer has no options of its own."""
-    return TOOL
+ALIASES = {"netns": ("-N",)}
 
 
-@with_common
-def command(
-    common: Common,
-    show_uid: Annotated[
-        bool, typer.Option("--show-uid", "-U", help="Show the owner's user id.")
-    ] = False,
-    show_netns: Annotated[
-        bool, typer.Option("--show-netns", help="Show the network namespace.")
-    ] = False,
-    only_netns: Annotated[
-        list[str], typer.Option("-N", help="The same as --netns.", metavar="NAME|PID|INODE")
-    ] = [],  # noqa: B006
-) -> None:
-    chosen = tool()
+def tool(
+    show_uid: Annotated[bool, Option("Show the owner's user id.", ("--show-uid", "-U"))] = False,
+    show_netns: Annotated[bool, Option("Show the network namespace.")] = False,
+) -> Tool:
+    """show_uid, show_netns: one more column each."""
+    columns = _LINES.columns
     if show_uid:
-        chosen = replace(chosen, columns=col.insert(chosen.columns, col.UID, before="pid"))
+        columns = col.insert(columns, col.UID, before="pid")
     if show_netns:
-        chosen = replace(chosen, columns=(*chosen.columns, col.NETNS))
-    stream(chosen, replace(common, netns=[*common.netns, *only_netns]))
+        columns = (*columns, col.NETNS)
+    return replace(TOOL, kinds=(Stream(replace(_LINES, columns=columns)),))

@@ -14,12 +14,14 @@ import pytest
 from tcpcore.errors import LibbpfError
 from tcpcore.loader import Attached, RingSize
 from tcpcore.loader.perf import Batch
-from tcpcore.model.tool import Sweep, Tool
+from tcpcore.model.histogram import Histogram
+from tcpcore.model.losses import Losses, describe
+from tcpcore.model.tool import Histograms, Snapshot, Sweep, Table, Tool
 from tcpcore.request.machinery import Machinery
-from tcpcore.session import tracing
-from tcpcore.session.run import describe
-from tcpcore.session.tracing import SLACK_NS, Losses, Trace
-from tests.unit.samples import event, tool
+from tcpcore.request.request import Request
+from tcpcore.session import session
+from tcpcore.session.session import SLACK_NS, Session
+from tests.unit.samples import event, lines, tool
 
 TOOL = tool("connlat")
 NOW = 10**12
@@ -64,8 +66,8 @@ class FakeProgram:
         return self.misses
 
 
-def trace(program: FakeProgram, of: Tool = TOOL, **more: Any) -> Trace:
-    return Trace(of, cast(Attached, program), **more)
+def trace(program: FakeProgram, of: Tool = TOOL, **more: Any) -> Session:
+    return Session(of, cast(Attached, program), **more)
 
 
 def batch(*times: int, **more: int) -> Batch:
@@ -214,13 +216,53 @@ def test_the_loader_gets_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     class Reached(Exception):
         pass
 
-    def attached(path: Any, variants: Any, settings: Any) -> None:
+    def attached(path: Any, slots: Any, settings: Any) -> None:
         assert settings.rings == {"events": RingSize(8192, least=8192)}
         raise Reached
 
-    monkeypatch.setattr(tracing, "attached", attached)
+    monkeypatch.setattr(session, "attached", attached)
     monkeypatch.setattr("tcpcore.session.privilege.require", lambda tool: None)
-    from tcpcore.request.filters import Filters
-
-    with pytest.raises(Reached), tracing.opened(TOOL, Filters(), Machinery(buffer=8192)):
+    request = Request(machinery=Machinery(buffer=8192))
+    with pytest.raises(Reached), session.opened(TOOL, request):
         pass
+
+
+OPEN = Snapshot(lines(TOOL), Sweep("sockets", "raw_tp/open"))
+
+
+def test_a_snapshot_is_asked_for_and_comes_whole() -> None:
+    program = FakeProgram(batch(NOW - 5), batch(NOW + 1, NOW + 2))
+    program.keys = {"sockets": [KEY]}
+    at_work = trace(program, replace(TOOL, kinds=(*TOOL.kinds, OPEN)))
+    at_work.read(last=True)
+    ((of, records),) = at_work.snapshots()
+    assert (of, times(list(records))) == (OPEN.lines, [NOW + 1, NOW + 2])
+    assert program.called == [("take",), ("raw_tp/open", 7), ("take",)]
+
+
+class FakeCounts:
+    """Rows of what it was given."""
+
+    def __init__(self, program: Any) -> None:
+        self.records: list[Any] = []
+
+    def add(self, records: Any) -> None:
+        self.records += records
+
+    def take(self) -> list[Any]:
+        found, self.records = self.records, []
+        return found
+
+
+def test_tables_are_fed_and_taken() -> None:
+    at_work = trace(FakeProgram(), replace(TOOL, kinds=(Table(lines(TOOL), FakeCounts),)))
+    at_work.count([(1,), (2,)])
+    assert list(at_work.tables()) == [(lines(TOOL), [(1,), (2,)])]
+    assert list(at_work.tables()) == [(lines(TOOL), [])]
+
+
+def test_histograms_are_taken() -> None:
+    whole = Histogram("srtt", "us", None, {3: 1}, 9)
+    kind = Histograms(lambda program: SimpleNamespace(take=lambda: [whole]))
+    at_work = trace(FakeProgram(), replace(TOOL, kinds=(kind,)))
+    assert list(at_work.histograms()) == [[whole]]

@@ -1,4 +1,4 @@
-"""A tool at work: its object attached, its events as batches in time order."""
+"""A tool at work: its object attached, its events as batches in time order, its reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import astuple, dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -17,9 +16,10 @@ from tcpcore.errors import LibbpfError, UnsupportedError
 from tcpcore.loader import Attached, Settings, attached
 from tcpcore.loader.perf import Record
 from tcpcore.model import clock, fields
-from tcpcore.model.tool import Derive, Sweep, Tool
-from tcpcore.request.filters import Filters
-from tcpcore.request.machinery import Machinery
+from tcpcore.model.histogram import Histogram
+from tcpcore.model.losses import Losses
+from tcpcore.model.tool import Derive, Histograms, Lines, Records, Snapshot, Sweep, Table, Tool
+from tcpcore.request.request import Request
 from tcpcore.session import privilege
 
 OBJECTS = Path(__file__).parents[1] / "objects"
@@ -34,28 +34,6 @@ _BEFORE_SEEN = 8  # bytes of struct seen_changes
 _ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 
 
-@dataclass(frozen=True)
-class Losses:
-    """What was not seen, in events or sockets.
-
-    ring: a full ring. map: a full map. missed: programs that the kernel skipped since one ran on
-    the CPU already, or since too many tasks were in a function with a return probe. malformed:
-    records that could not be decoded. output: events that the kernel took for no ring, such as
-    those on a CPU that came after the start. answers: DNS packets that came too fast to be read,
-    whose names are not known.
-    """
-
-    ring: int = 0
-    map: int = 0
-    missed: int = 0
-    malformed: int = 0
-    output: int = 0
-    answers: int = 0
-
-    def __bool__(self) -> bool:
-        return any(astuple(self))
-
-
 def object_path(name: str) -> Path:
     """The object of a tool for this machine; UnsupportedError when there is none."""
     machine = os.uname().machine
@@ -65,18 +43,25 @@ def object_path(name: str) -> Path:
     return path
 
 
-class Trace:
+class Session:
     """An attached tool. program: its object, and how each slot is seen."""
 
     def __init__(self, tool: Tool, program: Attached, derive: Derive | None = None) -> None:
-        self._tool = tool
-        self._derive = derive
+        self.tool = tool
         self.program = program
+        self._derive = derive
         self._buffer = program.rings["events"]
         self._layout = fields.layout(tool.event)
         self._young: list[Record] = []
         self._lost = self._malformed = 0
         self._held = tool.held
+        self._tables = [(k.lines, k.counts(program)) for k in tool.kinds if isinstance(k, Table)]
+        self._measures = [k.measures(program) for k in tool.kinds if isinstance(k, Histograms)]
+
+    def fileno(self) -> int:
+        """Readable when a ring has filled to its watermark: for a caller's own loop, which looks
+        each PERIOD anyway."""
+        return self._buffer.fileno()
 
     def wait(self, until: float = math.inf) -> None:
         """Until a ring has filled to its watermark, a PERIOD is over, or `until` (monotonic)."""
@@ -89,7 +74,10 @@ class Trace:
         """
         self._held = self._sweep(self._held)
         if last:
-            self._sweep(self._tool.pending)
+            self._sweep(self.tool.pending)
+        return self._drain(last)
+
+    def _drain(self, last: bool) -> list[Record]:
         horizon = clock.monotonic_ns() - SLACK_NS
         batch = self._buffer.take(self._layout)
         self._lost += batch.lost
@@ -100,6 +88,28 @@ class Trace:
         ready = len(records) if last else bisect_right(records, (horizon,))
         self._young = records[ready:]
         return self._derive(records[:ready]) if self._derive else records[:ready]
+
+    def count(self, records: Records) -> None:
+        """Events for the tables that are counted here."""
+        for _, counts in self._tables:
+            counts.add(records)
+
+    def tables(self) -> Iterator[tuple[Lines, Records]]:
+        """What was counted since the last call."""
+        for lines, counts in self._tables:
+            yield lines, counts.take()
+
+    def histograms(self) -> Iterator[list[Histogram]]:
+        """What was measured since the last call."""
+        for measures in self._measures:
+            yield measures.take()
+
+    def snapshots(self) -> Iterator[tuple[Lines, Records]]:
+        """What is there now."""
+        for kind in self.tool.kinds:
+            if isinstance(kind, Snapshot):
+                self._sweep(kind.rows)
+                yield kind.lines, self._drain(last=True)
 
     def _sweep(self, rows: Sweep | None) -> Sweep | None:
         """Ask BPF for rows that wait there. None when it can't be asked: then such a row comes
@@ -135,13 +145,15 @@ class Trace:
 
 
 @contextmanager
-def opened(tool: Tool, filters: Filters, machinery: Machinery) -> Iterator[Trace]:
+def opened(tool: Tool, request: Request) -> Iterator[Session]:
     """Load and attach a tool; everything is gone again at the end of the block.
 
-    Raises PrivilegeError, UnsupportedError, UsageError, TcpcoreError.
+    Whatever needs rights is opened here: they may go once the block begins. Raises PrivilegeError,
+    UnsupportedError, UsageError, TcpcoreError.
     """
     path = object_path(tool.name)
     privilege.require(tool.name)
+    filters, machinery = request.filters, request.machinery
     settings = Settings(
         rodata={**filters.rodata(), **tool.rodata},
         map_entries=dict.fromkeys(tool.sockets, machinery.map_size),
@@ -156,4 +168,4 @@ def opened(tool: Tool, filters: Filters, machinery: Machinery) -> Iterator[Trace
     with derive as derived, attached(path, slots, settings) as program:
         if tool.seed:
             program.iterate(tool.seed)
-        yield Trace(tool, program, derived)
+        yield Session(tool, program, derived)

@@ -6,25 +6,19 @@ the trace ended before an answer came.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated
 
-import typer
-
-from tcpcore.errors import UsageError
+from tcpcore.errors import OptionError
 from tcpcore.loader.perf import Record
 from tcpcore.model import columns as col
 from tcpcore.model import fields
 from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.option import Option
 from tcpcore.model.slots import CONNECTING, TRANSITIONS
-from tcpcore.model.tool import Column, Derive, Sweep, Tool
-from tcpcore.request.options import Common, with_common
-from tcpcore.session.run import stream, style
-from tcpcore.session.tracing import Trace
-from tcpcore.sinks.output import Writer
+from tcpcore.model.tool import Column, Derive, Lines, Stream, Sweep, Table, Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +66,8 @@ _RESULT = (col.port("DPORT", "rport"), Column("RESULT", "result", 12))
 # At the end of the line, so without padding: the age stands right behind the name.
 _QUERY = (Column("QUERY", "query", 0), Column("", "query_age_ns", 0, cells=_ages))
 
-TOOL = Tool(
-    name="connect",
-    event=Event,
-    struct="connect_event",
+_LINES = Lines(
+    Event,
     columns=(
         col.pid(),
         col.comm(11),
@@ -94,6 +86,13 @@ TOOL = Tool(
         col.UID,
         col.NETNS,
     ),
+    record="event",
+)
+
+TOOL = Tool(
+    name="connect",
+    event=Event,
+    kinds=(Stream(_LINES),),
     slots=TRANSITIONS + CONNECTING,
     sockets=("starts", "flows"),
     pending=Sweep(map="starts", section="raw_tp"),
@@ -107,62 +106,40 @@ EXAMPLES = (
 )
 
 
-def tool(dns: bool = False) -> Tool:
-    """dns: tell the names that were asked for."""
-    if not dns:
-        return TOOL
-    columns, wide = (*TOOL.columns, *_QUERY), (*TOOL.wide, *_QUERY)
-    return replace(TOOL, columns=columns, wide=wide, derive=_names)
+ALIASES = {"rport": ("--port", "-P")}
+
+
+def tool(
+    by_flow: Annotated[
+        bool, Option("Count per source, destination and port instead.", ("--count", "-c"))
+    ] = False,
+    dns: Annotated[bool, Option("Show the name that was most likely asked for.")] = False,
+    show_uid: Annotated[bool, Option("Show the owner's user id.", ("--show-uid", "-U"))] = False,
+    show_lport: Annotated[bool, Option("Show the local port; with -c, count it apart.")] = False,
+) -> Tool:
+    """by_flow: counts per source, destination and port instead of each connect. dns: the names that
+    were asked for. show_uid, show_lport: one more column each; with by_flow the local port is
+    counted apart."""
+    if by_flow and dns:
+        raise OptionError("dns", "there are no names where connects are counted per flow")
+    if by_flow:
+        return _counting(show_lport)
+    columns, wide = _LINES.columns, _LINES.wide
+    if show_uid:
+        columns = col.insert(columns, col.UID, before="pid")
+    if show_lport:
+        columns = col.insert(columns, _LPORT, before="raddr")
+    if dns:
+        columns, wide = (*columns, *_QUERY), (*wide, *_QUERY)
+    shown = replace(TOOL, kinds=(Stream(replace(_LINES, columns=columns, wide=wide)),))
+    return replace(shown, derive=_names) if dns else shown
 
 
 def _counting(lports: bool) -> Tool:
-    return replace(tool(), rodata={"count_flows": True, "count_lports": lports})
+    from tcpcore.tools.connect.flows import counted, lines
 
-
-@with_common
-def command(
-    common: Common,
-    by_flow: Annotated[
-        bool,
-        typer.Option("--count", "-c", help="Count per source, destination and port instead."),
-    ] = False,
-    dns: Annotated[
-        bool, typer.Option("--dns", help="Show the name that was most likely asked for.")
-    ] = False,
-    show_uid: Annotated[
-        bool, typer.Option("--show-uid", "-U", help="Show the owner's user id.")
-    ] = False,
-    show_lport: Annotated[
-        bool, typer.Option("--show-lport", help="Show the local port; with -c, count it apart.")
-    ] = False,
-    port: Annotated[
-        list[str], typer.Option("--port", "-P", help="The same as --rport.", metavar="PORTS")
-    ] = [],  # noqa: B006
-) -> None:
-    common = replace(common, rport=[*common.rport, *port])
-    if by_flow:
-        if dns:
-            raise UsageError("--count and --dns: one of them")
-        if common.count is not None:
-            raise UsageError("-n: --count counts in the kernel, where no number ends it; -d does")
-        stream(_counting(show_lport), common, _flows(common, show_lport))
-        return
-    chosen = tool(dns)
-    if show_uid:
-        chosen = replace(chosen, columns=col.insert(chosen.columns, col.UID, before="pid"))
-    if show_lport:
-        chosen = replace(chosen, columns=col.insert(chosen.columns, _LPORT, before="raddr"))
-    stream(chosen, common)
-
-
-def _flows(common: Common, lports: bool) -> Callable[[Trace], Writer]:
-    from tcpcore.sinks.flows import Flows
-
-    chosen = style(common)
-
-    def flows(trace: Trace) -> Writer:
-        program = trace.program
-        others = partial(program.counters, "other_connects", "other_failed")
-        return Flows(TOOL.name, program.map("flows"), others, chosen, lports, common.wide)
-
-    return flows
+    return replace(
+        TOOL,
+        kinds=(Table(lines(lports), counted, is_fed=False),),
+        rodata={"count_flows": True, "count_lports": lports},
+    )

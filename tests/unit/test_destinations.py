@@ -1,4 +1,4 @@
-"""connlat --summary: a line per destination."""
+"""connlat --summary: a row per destination."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpcore.model import fields
-from tcpcore.sinks.output import MOST_ROWS
-from tcpcore.sinks.summary import Distribution, Summary
+from tcpcore.model.report import MOST_ROWS
+from tcpcore.sinks.csv import Cells
+from tcpcore.sinks.form import Form
+from tcpcore.sinks.ndjson import Objects
+from tcpcore.sinks.table import Table
+from tcpcore.tools.connlat.destinations import LINES, Destinations, Distribution
 from tests.unit.samples import address, event, tool
 
 CONNLAT = tool("connlat")
@@ -26,10 +30,27 @@ RECORDS = [
 ]
 
 
-def summary(style: str, records: list[tuple[Any, ...]] = RECORDS) -> Summary:
-    writer = Summary("connlat", list(fields.kinds(CONNLAT.event)), style)
-    assert writer.header() + writer.rows(records) == ""
-    return writer
+class Summary:
+    """The table in one form."""
+
+    def __init__(self, style: str, records: list[tuple[Any, ...]] = RECORDS) -> None:
+        forms: dict[str, Form] = {
+            "table": Table(LINES),
+            "json": Objects("connlat", LINES),
+            "csv": Cells(LINES),
+        }
+        self._form = forms[style]
+        self._found = Destinations(list(fields.kinds(CONNLAT.event)))
+        self.rows(records)
+
+    def rows(self, records: list[tuple[Any, ...]]) -> None:
+        self._found.add(records)
+
+    def finish(self) -> str:
+        return self._form.block(self._found.take())
+
+
+summary = Summary
 
 
 @given(st.lists(st.integers(0, 1 << 62), min_size=1), st.integers(1, 100))

@@ -1,0 +1,103 @@
+"""The loop of every trace: wait, read, hand on, until it is over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from tcpcore.errors import OptionError
+from tcpcore.loader.perf import Record
+from tcpcore.model.losses import Losses
+from tcpcore.model.tool import Table, Tool
+from tcpcore.request.request import Limits
+from tcpcore.session.session import Session
+from tcpcore.sinks.sink import Sink
+
+LOSS_PERIOD = 1.0  # seconds between two looks at the loss counters
+
+
+def check(tool: Tool, limits: Limits) -> None:
+    """Raises OptionError for a limit that the tool does not know."""
+    in_kernel = (isinstance(kind, Table) and not kind.is_fed for kind in tool.kinds)
+    if limits.count is not None and all(in_kernel):
+        problem = "this is counted in the kernel, where no number ends it; a duration does"
+        raise OptionError("count", problem)
+
+
+class Loop:
+    """Drives a session, and hands what it gives to a sink. is_stopped: somebody wants the end.
+
+    A caller with a loop of its own calls step(wait=False) when fileno() is readable, and every
+    PERIOD. losses: what was told so far.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        sink: Sink,
+        limits: Limits,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._session, self._sink, self._is_stopped = session, sink, is_stopped
+        now = time.monotonic()
+        self._left, self._interval = limits.count, limits.interval
+        self._end = now + limits.duration if limits.duration else float("inf")
+        self._report = now + limits.interval if limits.interval else float("inf")
+        self._look = now + LOSS_PERIOD
+        self.losses = Losses()
+        self.is_over = False
+
+    def fileno(self) -> int:
+        return self._session.fileno()
+
+    def run(self) -> None:
+        """Until it is over."""
+        while not self.is_over:
+            self.step()
+
+    def step(self, wait: bool = True) -> None:
+        """What came within a PERIOD, or now: with wait=False. At the end everything that is left.
+
+        Nothing once it is over.
+        """
+        if self.is_over:
+            return
+        if wait and not self._is_stopped():
+            self._session.wait(until=min(self._end, self._report))
+        now = time.monotonic()
+        last = self._is_stopped() or now >= self._end
+        self._hand_on(self._session.read(last=last))
+        last = last or self._left == 0
+        if last or now >= self._report:
+            self._give_reports(last)
+        if last or now >= self._look:
+            self._look = now + LOSS_PERIOD
+            self.tell_losses()
+        self.is_over = last
+
+    def _hand_on(self, records: list[Record]) -> None:
+        if self._left is not None:
+            records = records[: self._left]
+            self._left -= len(records)
+        if not records:
+            return
+        self._session.count(records)
+        if stream := self._session.tool.stream:
+            self._sink.batch(stream.lines, records)
+
+    def _give_reports(self, last: bool) -> None:
+        self._report += self._interval or 0
+        for lines, records in self._session.tables():
+            self._sink.report(lines, records)
+        for found in self._session.histograms():
+            self._sink.histograms(found)
+        if last:
+            for lines, records in self._session.snapshots():
+                self._sink.report(lines, records)
+
+    def tell_losses(self) -> None:
+        """If there are more than were told."""
+        losses = self._session.losses()
+        if losses != self.losses:
+            self.losses = losses
+            self._sink.losses(losses)

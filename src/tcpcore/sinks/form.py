@@ -1,0 +1,49 @@
+"""A form turns raw records into text; there is one for each of text tables, JSON and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from tcpcore.model import fields
+from tcpcore.model.histogram import Histogram
+from tcpcore.model.tool import Lines, Records
+
+HEAD = ("ts_ns", "pid", "comm", "uid", "netns", "family", "laddr", "lport", "raddr", "rport")
+"""The fields of every event in JSON and CSV, in their order, behind `time`."""
+
+
+class Form(Protocol):
+    """header: of a stream, before its first row. rows: of a stream. block: of a report. histograms:
+    a block of them. record: something beside the rows; only JSON shows it."""
+
+    def header(self) -> str: ...
+    def rows(self, records: Records) -> str: ...
+    def block(self, records: Records) -> str: ...
+
+
+class Style(Protocol):
+    """How everything is shown: as a text table, JSON or CSV."""
+
+    def form(self, lines: Lines) -> Form: ...
+    def histograms(self, found: Sequence[Histogram]) -> str: ...
+    def record(self, kind: str, content: dict[str, Any]) -> str: ...
+
+
+def cells(
+    columns: Sequence[fields.Column], converts: Sequence[fields.Convert], sources: Sequence[int]
+) -> list[Iterable[Any]]:
+    """The raw columns that are printed, converted."""
+    return [convert(columns[i]) for convert, i in zip(converts, sources, strict=True)]
+
+
+def order(lines: Lines) -> list[str]:
+    """The fields of JSON and CSV: those that every event has first."""
+    names = list(fields.kinds(lines.row))
+    head = [name for name in HEAD if is_event(lines)]
+    return [*head, *(name for name in names if name not in head)]
+
+
+def is_event(lines: Lines) -> bool:
+    """Events have a time of their own."""
+    return "ts_ns" in fields.kinds(lines.row)

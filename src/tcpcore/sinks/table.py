@@ -1,0 +1,75 @@
+"""Text: aligned columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tcpcore.model import clock, fields
+from tcpcore.model.histogram import Histogram
+from tcpcore.model.tool import Column, Lines, Records
+from tcpcore.sinks import form, histogram
+
+
+class Table:
+    """The rows of one kind. stamps: columns before all others, of events only."""
+
+    def __init__(self, lines: Lines, wide: bool = False, stamps: Sequence[Column] = ()) -> None:
+        before = stamps if form.is_event(lines) else ()
+        self._columns = (*before, *(lines.wide if wide else lines.columns))
+        kinds = fields.kinds(lines.row)
+        names = list(kinds)
+        self._sources = [names.index(column.field) for column in self._columns]
+        self._converts = [c.cells or _padded(c, kinds[c.field]) for c in self._columns]
+
+    def header(self) -> str:
+        return " ".join(column.pad(column.title) for column in self._columns).rstrip() + "\n"
+
+    def rows(self, records: Records) -> str:
+        if not records:
+            return ""
+        cells = form.cells(list(zip(*records, strict=True)), self._converts, self._sources)
+        return "\n".join(map(str.rstrip, map(" ".join, zip(*cells, strict=True)))) + "\n"
+
+    def block(self, records: Records) -> str:
+        return self.header() + self.rows(records)
+
+
+def stamps(timestamp: bool, wall: bool) -> list[Column]:
+    """timestamp: seconds since now; wall: time of day."""
+    start = clock.monotonic_ns()
+    found = []
+    if wall:
+        found.append(Column("TIME", "ts_ns", 8, cells=clock.time_of_day))
+    if timestamp:
+        found.append(Column("TIME(s)", "ts_ns", 9, cells=lambda ns: clock.since(start, ns, 9)))
+    return found
+
+
+def _padded(column: Column, kind: fields.Kind) -> fields.Convert:
+    text = column.text or kind.text
+    return kind.convert(lambda raw: column.pad(text(kind.value(raw))))
+
+
+class Text:
+    """A Style. columns: how wide the terminal is. blocks: it can draw more than ASCII."""
+
+    def __init__(
+        self,
+        wide: bool = False,
+        timestamp: bool = False,
+        wall: bool = False,
+        columns: int = 80,
+        blocks: bool = False,
+    ) -> None:
+        self._wide, self._stamps = wide, stamps(timestamp, wall)
+        self._columns, self._blocks = columns, blocks
+
+    def form(self, lines: Lines) -> Table:
+        return Table(lines, self._wide, self._stamps)
+
+    def histograms(self, found: Sequence[Histogram]) -> str:
+        return "\n".join(histogram.text(each, self._columns, self._blocks) for each in found)
+
+    def record(self, kind: str, content: dict[str, Any]) -> str:
+        return ""
