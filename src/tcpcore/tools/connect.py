@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -19,7 +18,7 @@ from tcpcore.loader.perf import Record
 from tcpcore.model import columns as col
 from tcpcore.model import fields, hooks
 from tcpcore.model.event import ConnectionEvent
-from tcpcore.model.tool import Column, Derive, Sweep, Tool
+from tcpcore.model.tool import Column, Derive, Rodata, Sweep, Tool
 from tcpcore.request.options import Common, with_common
 from tcpcore.session.run import stream, style
 from tcpcore.session.tracing import Trace
@@ -94,7 +93,7 @@ TOOL = Tool(
         col.NETNS,
     ),
     variants=hooks.connecting(),
-    sockets=("starts", "flows"),
+    sockets=("starts",),
     pending=Sweep(map="starts", section="raw_tp"),
     derive=lambda: nullcontext(_Nameless()),
 )
@@ -115,7 +114,8 @@ def tool(dns: bool = False) -> Tool:
 
 
 def _counting(lports: bool) -> Tool:
-    return replace(tool(), rodata={"count_flows": True, "count_lports": lports})
+    rodata: Rodata = {"count_flows": True, "count_lports": lports}
+    return replace(tool(), rodata=rodata, aggregates=("flows",))
 
 
 @with_common
@@ -160,8 +160,7 @@ def _flows(common: Common, lports: bool) -> Callable[[Trace], Writer]:
     chosen = style(common)
 
     def flows(trace: Trace) -> Writer:
-        program = trace.program
-        others = partial(program.counters, "other_connects", "other_failed")
-        return Flows(TOOL.name, program.map("flows"), others, chosen, lports, common.wide)
+        take = trace.program.aggregates["flows"].take
+        return Flows(TOOL.name, take, chosen, lports, common.wide)
 
     return flows
