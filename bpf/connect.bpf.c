@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Who connects where, and with what result. */
+#include "lib/aggregate.bpf.h"
 #include "lib/connecting.bpf.h"
 #include "connect.h"
 
@@ -8,37 +9,34 @@ EVENT(connect_event);
 /* Count flows in the kernel rather than send events; the local port tells flows apart, too. */
 const volatile bool count_flows, count_lports;
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct flow);
-	__type(value, struct flow_count);
-} flows SEC(".maps");
-
-__u64 other_connects, other_failed; /* those of flows that found the map full */
+AGGREGATE(flows, struct flow, struct flow_count);
 
 static __always_inline void count(int result, const struct conn *conn)
 {
 	const bool failed = result && result != EINPROGRESS;
+	const struct flow_count none = {};
 	struct flow flow = {
 		.netns = conn->netns,
 		.lport = count_lports ? conn->lport : 0,
 		.rport = conn->rport,
 		.family = conn->family,
 	};
-	struct flow_count *found, none = {};
+	struct flow_count *counters;
 
 	__builtin_memcpy(flow.laddr, &conn->laddr, sizeof(flow.laddr));
 	__builtin_memcpy(flow.raddr, &conn->raddr, sizeof(flow.raddr));
-	found = bpf_map_lookup_elem(&flows, &flow);
-	if (!found) {
-		/* Another CPU may be first; its entry is as good. */
-		bpf_map_update_elem(&flows, &flow, &none, BPF_NOEXIST);
-		found = bpf_map_lookup_elem(&flows, &flow);
+	counters = counters_of(&flows, &flow, &none);
+	if (!counters) {
+		__builtin_memset(&flow, 0, sizeof(flow)); /* it is one of the rest */
+		counters = counters_of(&flows, &flow, &none);
 	}
-	__sync_fetch_and_add(found ? &found->connects : &other_connects, 1);
+	if (!counters) {
+		lose_socket();
+		return;
+	}
+	add(&counters->connects, 1);
 	if (failed)
-		__sync_fetch_and_add(found ? &found->failed : &other_failed, 1);
+		add(&counters->failed, 1);
 }
 
 static __always_inline void finished(void *ctx, __u64 start_ns, int result, const struct conn *conn,

@@ -4,7 +4,7 @@
 
 #include "lib/event.h"
 
-/* One connect and its result. Mirror: Event in src/tcpcore/tools/connect.py. */
+/* One connect and its result. Mirror: Event in src/tcpcore/tools/connect/__init__.py. */
 struct connect_event {
 	EVENT_HEAD;   /* lport 0: the connect failed before it had one */
 	__u16 result; /* 0 or an errno; EINPROGRESS: none yet when the trace ended */
@@ -13,7 +13,10 @@ struct connect_event {
 	__u64 cgroup_id;   /* inode of the cgroup v2 directory */
 };
 
-/* --count: what is counted, and how often. Mirror: src/tcpcore/sinks/flows.py. */
+/*
+ * --count: what is counted, and how often. All zeros are the flows that found no room. Mirror:
+ * src/tcpcore/tools/connect/flows.py.
+ */
 struct flow {
 	__u8 laddr[16];
 	__u8 raddr[16];

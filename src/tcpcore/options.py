@@ -128,8 +128,14 @@ class Common:
         _option(_HOW, "Ring per CPU, as 512K; 2M, less on many CPUs.", "--buffer", metavar="SIZE"),
     ] = None
     map_size: Annotated[
-        str, _option(_HOW, "Sockets that can be followed at once.", "--map-size", metavar="N")
-    ] = "65536"
+        str | None,
+        _option(
+            _HOW,
+            "Sockets that can be followed at once: 65536; flows to count apart: 16384.",
+            "--map-size",
+            metavar="N",
+        ),
+    ] = None
     fail_on_loss: Annotated[
         bool, _option(_HOW, "Exit with 5 when anything was lost.", "--fail-on-loss")
     ] = False

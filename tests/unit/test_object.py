@@ -318,7 +318,7 @@ def attached(*links: int, **programs: int) -> loader.Attached:
     """An object of these links and programs, by section (with __ for /)."""
     nothing: Any = None
     return loader.Attached(
-        nothing, (), {}, loader._Maps(),
+        nothing, (), {}, {}, loader._Maps(),
         {name.replace("__", "/"): [program(n)] for name, n in programs.items()},
         [ctypes.cast(n, ctypes.POINTER(ffi.BpfLink)) for n in links],
         Lifetime(),

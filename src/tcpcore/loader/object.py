@@ -14,7 +14,8 @@ from itertools import chain
 from pathlib import Path
 
 from tcpcore.errors import LibbpfError, TcpcoreError, UsageError
-from tcpcore.loader import ffi, kernel
+from tcpcore.loader import aggregate, ffi, kernel
+from tcpcore.loader.aggregate import Aggregate
 from tcpcore.loader.elf import ObjectFile
 from tcpcore.loader.ffi import libbpf
 from tcpcore.loader.lifetime import Lifetime
@@ -36,6 +37,7 @@ class Settings:
     rodata: values of .rodata variables by name: an int (or bool) for a scalar, bytes for an array
         (shorter ones leave zeros behind them).
     map_entries: max_entries by map name.
+    aggregates: the aggregates that are used, and how many keys each has room for.
     pins: paths of pinned hash maps that take the place of the object's own, by the own one's name.
         Keys must have the same size; the values' size is theirs.
     rings: sizes of the perf buffers to open before the attach, by the name of their map.
@@ -46,6 +48,7 @@ class Settings:
 
     rodata: Mapping[str, int | bytes] = field(default_factory=dict)
     map_entries: Mapping[str, int] = field(default_factory=dict)
+    aggregates: Mapping[str, int] = field(default_factory=dict)
     pins: Mapping[str, Path] = field(default_factory=dict)
     rings: Mapping[str, RingSize] = field(default_factory=dict)
     called: tuple[str, ...] = ()
@@ -106,7 +109,8 @@ class _LinkInfo(ctypes.Structure):
 class Attached:
     """A loaded object whose programs are attached.
 
-    uses: how each slot is seen. rings: the opened perf buffers.
+    uses: how each slot is seen. rings: the opened perf buffers. aggregates: those that the settings
+    name.
 
     Every method raises TcpcoreError after the end of the block that attached it, and in a child
     process: see Lifetime.
@@ -115,6 +119,7 @@ class Attached:
     file: ObjectFile
     uses: tuple[Use, ...]
     rings: Mapping[str, PerfBuffer]
+    aggregates: Mapping[str, Aggregate]
     _maps: _Maps
     _programs: Programs
     _links: Sequence[ffi.LinkHandle]
@@ -280,6 +285,7 @@ def _bring_up(
     for name, size in settings.rings.items():
         rings[name] = perf_buffer(_map(maps[name], life).fd, size, life)
         stack.callback(rings[name].close)
+    aggregates = {name: _aggregate(maps, name, life) for name in settings.aggregates}
     attached, links = [], []
     for use in uses:
         try:
@@ -290,7 +296,7 @@ def _bring_up(
             return None
         attached.append(done)
         links += more
-    return Attached(file, tuple(attached), rings, maps, programs, links, life)
+    return Attached(file, tuple(attached), rings, aggregates, maps, programs, links, life)
 
 
 def _unless_exhausted(error: LibbpfError) -> None:
@@ -307,6 +313,9 @@ def _adjust(
     _write_rodata(handle, file, {**settings.rodata, **of_ways})
     for name, entries in settings.map_entries.items():
         libbpf().bpf_map__set_max_entries(maps[name], entries)
+    for name, keys in settings.aggregates.items():
+        for each in aggregate.maps(name):
+            libbpf().bpf_map__set_max_entries(maps[each], keys + 1)  # the rest has a place, too
     for name, path in settings.pins.items():
         _reuse(maps[name], path)
 
@@ -342,6 +351,11 @@ def _map(found: ffi.MapHandle, life: Lifetime) -> Map:
         libbpf().bpf_map__value_size(found),
         life,
     )
+
+
+def _aggregate(found: _Maps, name: str, life: Lifetime) -> Aggregate:
+    place, used, spare = (_map(found[each], life) for each in (name, *aggregate.maps(name)))
+    return Aggregate(place, used, spare, life)
 
 
 def _reuse(own: ffi.MapHandle, path: Path) -> None:

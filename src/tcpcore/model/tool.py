@@ -142,9 +142,10 @@ class Tool:
 
     event: the mirror of the C struct `<name>_event`, whose first field is ts_ns. kinds: what it
     shows. slots: what it has to see, attached in their order. sockets: the maps that --map-size
-    sizes, one entry a socket. rodata: of the tool's own options. held: rows that wait until their
-    tuple is complete, asked for on each drain. pending: rows asked for at the end. seed: a BPF
-    iterator that runs once after the attach. derive: opened with the trace.
+    sizes, one entry a socket. aggregates: what it counts in; --map-size sizes them, too. rodata: of
+    the tool's own options. held: rows that wait until their tuple is complete, asked for on each
+    drain. pending: rows asked for at the end. seed: a BPF iterator that runs once after the attach.
+    derive: opened with the trace.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Tool:
     kinds: tuple[Kind, ...]
     slots: tuple[Slot, ...]
     sockets: tuple[str, ...] = ()
+    aggregates: tuple[str, ...] = ()
     rodata: Rodata = field(default_factory=dict)
     held: Sweep | None = None
     pending: Sweep | None = None

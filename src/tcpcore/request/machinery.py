@@ -24,13 +24,24 @@ class Machinery:
     """How to trace.
 
     buffer: bytes per CPU; None: the default, or as much of it as the kernel gives. map_size:
-    sockets. attach, btf: as in Settings.
+    sockets to follow, and keys to count apart; None: the defaults. attach, btf: as in Settings.
     """
 
     buffer: int | None = None
-    map_size: int = 65536
+    map_size: int | None = None
     attach: tuple[str, ...] = ()
     btf: Path | None = None
+
+    @property
+    def sockets(self) -> int:
+        """How many can be followed at once."""
+        return self.map_size or 65536
+
+    @property
+    def keys(self) -> int:
+        """How many can be counted apart in a report: each takes room on every possible CPU, and a
+        start takes 20 ms for 65536 of them."""
+        return self.map_size or 16384
 
     def ring(self) -> RingSize:
         """A size that was asked for is what the user gets, or an error."""

@@ -159,13 +159,14 @@ def _seconds(name: str, given: _Given) -> float | None:
 
 
 def _machinery(given: _Given) -> Machinery:
-    usual = Machinery()
-    buffer, size = given.get("buffer"), given.get("map_size", usual.map_size)
+    buffer, size = given.get("buffer"), given.get("map_size")
     return Machinery(
         buffer=None
         if buffer is None
         else values.affordable("buffer", values.size("buffer", buffer)),
-        map_size=values.number("map_size", size, "a number of sockets", 1, 1 << 22),
+        map_size=None
+        if size is None
+        else values.number("map_size", size, "a number of sockets", 1, 1 << 22),
         attach=tuple(values.parts(values.texts("attach", given.get("attach", [])))),
         btf=_file("btf", given["btf"]) if "btf" in given else None,
     )

@@ -156,7 +156,8 @@ def opened(tool: Tool, request: Request) -> Iterator[Session]:
     filters, machinery = request.filters, request.machinery
     settings = Settings(
         rodata={**filters.rodata(), **tool.rodata},
-        map_entries=dict.fromkeys(tool.sockets, machinery.map_size),
+        map_entries=dict.fromkeys(tool.sockets, machinery.sockets),
+        aggregates=dict.fromkeys(tool.aggregates, machinery.keys),
         called=tool.called,
         attach=machinery.attach,
         btf=machinery.btf,

@@ -94,7 +94,7 @@ TOOL = Tool(
     event=Event,
     kinds=(Stream(_LINES),),
     slots=TRANSITIONS + CONNECTING,
-    sockets=("starts", "flows"),
+    sockets=("starts",),
     pending=Sweep(map="starts", section="raw_tp"),
     derive=lambda: nullcontext(_Nameless()),
 )
@@ -142,4 +142,5 @@ def _counting(lports: bool) -> Tool:
         TOOL,
         kinds=(Table(lines(lports), counted, is_fed=False),),
         rodata={"count_flows": True, "count_lports": lports},
+        aggregates=("flows",),
     )

@@ -1,0 +1,123 @@
+"""Counters that BPF programs add to, taken out for each report: bpf/lib/aggregate.bpf.h."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+from collections.abc import Iterator
+
+from tcpcore.errors import LibbpfError
+from tcpcore.loader.ffi import libbpf
+from tcpcore.loader.lifetime import Lifetime
+from tcpcore.loader.map import Map
+
+Counters = dict[bytes, tuple[int, ...]]
+"""By key: for each counter of the value the sum of all CPUs. Keys with zeros alone are left out."""
+
+_ONLY = bytes(4)  # the key of the array's one place
+_BATCH = 1 << 20  # bytes of keys and values that are read at a time
+_FEWEST = 64  # entries of a batch; those of one hash bucket have to fit
+
+
+def maps(name: str) -> tuple[str, str]:
+    """The two maps that take turns in the aggregate `name`; the first one has the first turn."""
+    return f"{name}_one", f"{name}_two"
+
+
+class Aggregate:
+    """Each counter of BPF's is in exactly one of the reports that take() gives.
+
+    place: the array that has the map which programs add to. used: that map. spare: its stand-in.
+
+    Programs must not sleep: the kernel does not wait for those that do (see take()).
+    """
+
+    def __init__(self, place: Map, used: Map, spare: Map, life: Lifetime) -> None:
+        self._place, self._used, self._spare, self._life = place, used, spare, life
+        _keep_place_for_rest(used)
+
+    def take(self) -> Counters:
+        """What was counted since the last call.
+
+        bpf(2) returns from replacing a map in an array of maps when all programs that found the
+        old one there have ended: maybe_wait_bpf_programs(), kernel/bpf/syscall.c, since Linux 4.20
+        (1ae80cf31938). So nobody adds to it any more while it is read and emptied.
+
+        Works with the rights that reading a map takes, as both maps are there already.
+        Raises LibbpfError where the kernel refuses.
+        """
+        with self._life:
+            _keep_place_for_rest(self._spare)
+            self._place.set(_ONLY, struct.pack("=I", self._spare.fd))
+            self._used, self._spare = self._spare, self._used
+            return _take_all(self._spare)
+
+
+def _keep_place_for_rest(of: Map) -> None:
+    """The key of zeros has a place before any other key can take it."""
+    of.set(bytes(of.key_size), bytes(_value_size(of)))
+
+
+def _value_size(of: Map) -> int:
+    """Of a value as system calls see it: that of each possible CPU, one behind the other."""
+    cpus: int = libbpf().libbpf_num_possible_cpus()
+    return of.value_size * cpus
+
+
+def _take_all(of: Map) -> Counters:
+    """Read first, whole: what was read stays in the map until the kernel takes it out below."""
+    try:
+        entries = dict(_read_batches(of))
+    except LibbpfError:  # whatever it is: if it is more than that, the plain calls say so as well
+        entries = dict(_read_each(of))
+    _delete(of, list(entries))
+    sums = ((key, _sums(values, of.value_size // 8)) for key, values in entries.items())
+    return {key: counters for key, counters in sums if any(counters)}
+
+
+def _sums(values: bytes, counters: int) -> tuple[int, ...]:
+    numbers = struct.unpack(f"={len(values) // 8}Q", values)
+    return tuple(sum(numbers[i::counters]) for i in range(counters))
+
+
+def _read_batches(of: Map) -> Iterator[tuple[bytes, bytes]]:
+    key_size, value_size = of.key_size, _value_size(of)
+    most = max(_FEWEST, _BATCH // (key_size + value_size))
+    keys = ctypes.create_string_buffer(key_size * most)
+    values = ctypes.create_string_buffer(value_size * most)
+    place, before, is_last = ctypes.c_uint32(), None, False
+    while not is_last:
+        count = ctypes.c_uint32(most)
+        try:
+            libbpf().bpf_map_lookup_batch(
+                of.fd, before, ctypes.byref(place), keys, values, ctypes.byref(count), None
+            )
+        except LibbpfError as e:
+            if e.errno != errno.ENOENT:
+                raise
+            is_last = True  # ENOENT comes with the last entries
+        before = ctypes.byref(place)
+        yield from zip(
+            _split(keys.raw, key_size, count.value),
+            _split(values.raw, value_size, count.value),
+            strict=True,
+        )
+
+
+def _split(data: bytes, size: int, count: int) -> Iterator[bytes]:
+    return (data[i : i + size] for i in range(0, size * count, size))
+
+
+def _read_each(of: Map) -> Iterator[tuple[bytes, bytes]]:
+    for key in list(of.keys()):
+        yield key, b"".join(of.get_of_each_cpu(key))
+
+
+def _delete(of: Map, keys: list[bytes]) -> None:
+    try:
+        count = ctypes.c_uint32(len(keys))
+        libbpf().bpf_map_delete_batch(of.fd, b"".join(keys), ctypes.byref(count), None)
+    except LibbpfError:
+        for key in list(of.keys()):  # some may be gone
+            libbpf().bpf_map_delete_elem(of.fd, key)
