@@ -23,7 +23,10 @@ Net = tuple[Namespace, Namespace]
 
 HOSTS = ("127.0.0.1", "::1")
 
-pytestmark = pytest.mark.skipif(not shutil.which("tcpstates"), reason="no libbpf-tools here")
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("tcpstates"), reason="no libbpf-tools here"),
+    pytest.mark.flaky_because("nothing tells when the original is attached, or has read all"),
+]
 
 
 # They need it, and a host need not have it mounted.
@@ -278,7 +281,8 @@ def some_bytes(host: str, server_first: bool) -> int:
 
 @pytest.mark.parametrize("delay", [20, 100])
 def test_a_known_delay(attach: str, delay: int) -> None:
-    """netem delays each way of loopback: a connect takes two of them, within 2 ms."""
+    """netem delays what the client sends: no connect is shorter, and none is longer than its caller
+    saw it."""
     if subprocess.run(["modprobe", "-q", "sch_netem"], check=False).returncode:
         pytest.skip("this kernel has no netem")
     with harness.namespaces() as (here, there):
@@ -290,9 +294,15 @@ def test_a_known_delay(attach: str, delay: int) -> None:
             here.entered(),
         ):
             port = server.getsockname()[1]
-            for _ in range(5):
-                harness.connect(there.address, port).close()
-            events = running.events()
-    latencies = [e["latency_ns"] / 1e6 for e in events]
-    assert len(latencies) == 5
-    assert min(abs(x - delay) for x in latencies) < 2
+            seen = [timed_connect(there.address, port) for _ in range(5)]
+            latencies = [e["latency_ns"] for e in running.events()]
+    for ns, longest in zip(latencies, seen, strict=True):
+        assert delay * 1_000_000 <= ns <= longest
+
+
+def timed_connect(host: str, port: int) -> int:
+    """How long connect() took, in ns."""
+    with socket.socket() as client:
+        begin = time.monotonic_ns()
+        client.connect((host, port))
+        return time.monotonic_ns() - begin
