@@ -37,6 +37,7 @@ CLONE_NEWNS = 0x00020000  # include/uapi/linux/sched.h
 PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 Event = dict[str, Any]
 Entry = tuple[str, str, str]  # of a map: the map's name, key, value
+_NUMBERS = itertools.count()  # for what needs a name of its own
 
 
 class Tracer:
@@ -366,13 +367,48 @@ class Namespace:
                 assert libc.setns(home.fileno(), 0) == 0
 
 
-_PAIRS = itertools.count()
+@contextlib.contextmanager
+def firewall(match: str, verdict: str) -> Iterator[Callable[[], int]]:
+    """Packets that come into the thread's namespace and match (nft(8)) are dealt with so; how many
+    have been so far."""
+    table = f"inet tcpcore-{os.getpid()}-{next(_NUMBERS)}"
+    chain = f"add table {table}; add chain {table} in {{ type filter hook input priority 0; }}"
+    sh(f"nft '{chain}; add rule {table} in {match} counter {verdict}'")
+    try:
+        yield lambda: _matched(sh(f"nft list table {table}"))
+    finally:
+        sh(f"nft delete table {table}")
+
+
+def _matched(rules: str) -> int:
+    (packets,) = re.findall(r"counter packets (\d+)", rules)
+    return int(packets)
+
+
+# Segments with data: no header alone is that long.
+DATA = "meta l4proto tcp meta length > 100"
+
+
+def lossy(drop: str, match: str = DATA) -> contextlib.AbstractContextManager[Callable[[], int]]:
+    """A link that loses what first() or every() says of the packets that match, as they come into
+    the thread's namespace; how many it lost so far. Not by netem, which few kernels have."""
+    return firewall(f"{match} {drop}", "drop")
+
+
+def first(count: int) -> str:
+    """So many of the packets, and then no more."""
+    return f"numgen inc mod {(1 << 32) - 1} < {count}"
+
+
+def every(nth: int) -> str:
+    """The nth packet, the one n packets later, and so on."""
+    return f"numgen inc mod {nth} == {nth - 1}"
 
 
 @contextlib.contextmanager
 def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
     """Two namespaces joined by a veth pair, gone afterwards."""
-    pair = f"tcpcore-{os.getpid()}-{next(_PAIRS)}"
+    pair = f"tcpcore-{os.getpid()}-{next(_NUMBERS)}"
     names = [f"{pair}-{end}" for end in "ab"]
     one = Namespace(names[0], "10.77.0.1", "10.77.0.2")
     two = Namespace(names[1], "10.77.0.2", "10.77.0.1")
@@ -393,7 +429,7 @@ def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
 @contextlib.contextmanager
 def cgroup() -> Iterator[Path]:
     """A cgroup of version 2, gone afterwards; who writes its pid to cgroup.procs is in it."""
-    folder = cgroup_root() / f"tcpcore-{os.getpid()}-{next(_PAIRS)}"
+    folder = cgroup_root() / f"tcpcore-{os.getpid()}-{next(_NUMBERS)}"
     folder.mkdir()
     try:
         yield folder

@@ -516,16 +516,6 @@ def test_a_mount_namespace_that_is_left_at_the_exit(pins: Path) -> None:
     assert {e["pid"] for e in rows} == {pid}
 
 
-def nft(namespace: Namespace, rule: str) -> None:
-    """A rule for what comes in."""
-    chain = "add table ip t; add chain ip t c { type filter hook input priority 0; }"
-    harness.sh(f"ip netns exec {namespace.name} nft '{chain}; {rule}'")
-
-
-def nft_clear(namespace: Namespace) -> None:
-    harness.sh(f"ip netns exec {namespace.name} nft delete table ip t")
-
-
 @pytest.mark.parametrize("tool", ["life", "tracer"])
 def test_fast_open_closed_before_the_handshake_ends(tool: str, net: Net) -> None:
     """The server takes the data of the SYN, answers and closes; then the client's ACK comes."""
@@ -541,15 +531,14 @@ def test_fast_open_closed_before_the_handshake_ends(tool: str, net: Net) -> None
             client = socket.socket()
         with server, client:
             # The client's SYN comes through, nothing after it until the server has closed.
-            nft(here, "add rule ip t c tcp flags & syn == syn drop")
-            client.setblocking(False)
-            with suppress(BlockingIOError):
-                client.sendto(b"question", MSG_FASTOPEN, address)
-            accepted, _ = server.accept()
-            assert accepted.recv(100) == b"question"
-            accepted.sendall(b"answer")
-            accepted.close()
-            nft_clear(here)
+            with here.entered(), harness.firewall("tcp flags & syn == syn", "drop"):
+                client.setblocking(False)
+                with suppress(BlockingIOError):
+                    client.sendto(b"question", MSG_FASTOPEN, address)
+                accepted, _ = server.accept()
+                assert accepted.recv(100) == b"question"
+                accepted.sendall(b"answer")
+                accepted.close()
             client.setblocking(True)
             client.settimeout(harness.PATIENCE)
             assert client.recv(100) == b"answer"
@@ -573,12 +562,12 @@ def test_an_icmp_error_is_no_end(net: Net) -> None:
             client = harness.connect(there.address, 7001)
         with server, client, server.accept()[0] as accepted:
             client.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
-            nft(there, "add rule ip t c tcp dport 7001 reject with icmp type host-unreachable")
-            client.sendall(b"x")
-            # The first error comes while sendall has the lock, and is only noted (sk_err_soft);
-            # that of the segment sent again stays.
-            time.sleep(0.6)
-            nft_clear(there)
+            unreachable = "reject with icmp type host-unreachable"
+            with there.entered(), harness.firewall("tcp dport 7001", unreachable) as rejected:
+                client.sendall(b"x")
+                # The first error comes while sendall has the lock, and is only noted
+                # (sk_err_soft); that of the segment sent again stays.
+                harness.until(lambda: rejected() >= 2)
             assert accepted.recv(1) == b"x"  # sent again
             lport = client.getsockname()[1]
             client.close()
