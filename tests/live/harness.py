@@ -25,6 +25,7 @@ from typing import Any
 
 from tcpcore import cli, tools
 from tcpcore.request.filters import cgroup_root
+from tests.facts import Act, nothing
 
 # Imported before the fork: in an emulated machine it takes a second.
 for _name in tools.names():
@@ -234,13 +235,16 @@ def connect(host: str, port: int) -> socket.socket:
     return client
 
 
-def session(host: str = "127.0.0.1", server_closes_first: bool = False) -> tuple[int, int]:
-    """One connection, opened and closed in order; its client and server port."""
+def session(
+    host: str = "127.0.0.1", server_closes_first: bool = False, act: Act = nothing
+) -> tuple[int, int]:
+    """One connection, opened and closed in order; its client and server port. act: in between."""
     with listener(host) as server:
         port = server.getsockname()[1]
         client = connect(host, port)
         accepted, _ = server.accept()
         ports = client.getsockname()[1], port
+        act(client, accepted)
         first, second = (accepted, client) if server_closes_first else (client, accepted)
         first.close()
         second.recv(1)

@@ -19,10 +19,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.facts import Facts
 from tests.live import harness
 from tests.live.harness import Event, Namespace, Tracer, tracer
 
 Net = tuple[Namespace, Namespace]
+
+FACTS = Facts(
+    header="PID    COMM        IP SADDR           DADDR           DPORT RESULT",
+    fields=frozenset({"duration_ns", "cgroup_id", "tid", "result", "query", "query_age_ns"}),
+    reset=1,
+    closed=1,
+)
 FEW = bool(os.environ.get("TCPCORE_TEST_ATTACH"))  # in an emulated machine
 NOWHERE = "198.51.100.1"  # RFC 5737; only where there is no route
 

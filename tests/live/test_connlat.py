@@ -17,10 +17,18 @@ from tcpcore.request.filters import Filters
 from tcpcore.request.machinery import Machinery
 from tcpcore.session.tracing import opened
 from tcpcore.tools import connlat
+from tests.facts import Facts
 from tests.live import harness
 from tests.live.harness import Event, Namespace, tracer
 
 Net = tuple[Namespace, Namespace]
+
+FACTS = Facts(
+    header="PID    COMM        IP SADDR           DADDR           DPORT LAT(ms) RESULT",
+    fields=frozenset({"latency_ns", "result"}),
+    reset=1,
+    closed=1,
+)
 
 
 def by_port(events: list[Event], port: int) -> list[Event]:

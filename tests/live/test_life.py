@@ -15,10 +15,25 @@ from pathlib import Path
 
 import pytest
 
+from tests.facts import Facts
 from tests.live import harness
 from tests.live.harness import Event, Namespace, tracer
 
 Net = tuple[Namespace, Namespace]
+
+FACTS = Facts(
+    header="PID    COMM       LADDR           LPORT RADDR           RPORT TX_KB  RX_KB  MS",
+    fields=frozenset(
+        {
+            *("duration_ns", "tx_bytes", "rx_bytes", "cgroup_id", "retransmits"),
+            *("rtt_min_us", "srtt_us", "role", "reason"),
+        }
+    ),
+    reset=2,
+    closed=2,
+    queued=2,
+    kept=2,
+)
 Act = Callable[[socket.socket, socket.socket], None]
 
 MIB = 1 << 20

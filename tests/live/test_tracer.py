@@ -13,10 +13,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.facts import Facts
 from tests.live import harness
 from tests.live.harness import Event, Namespace, Tracer, tracer
 
 Net = tuple[Namespace, Namespace]
+
+FACTS = Facts(
+    header="T PID    COMM        IP SADDR           DADDR           SPORT DPORT",
+    fields=frozenset({"cgroup_id", "tid", "action"}),
+    reset=4,
+    closed=4,
+    queued=2,
+    kept=2,
+)
 Seen = list[tuple[str, int | None]]
 Tuple = tuple[int, str, int, str, int]
 
