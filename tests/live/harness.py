@@ -34,9 +34,11 @@ for _name in tools.names():
 TCPCORE = [sys.executable, "-m", "tcpcore"]
 # Seconds; an emulated machine is slow. Mutation testing is in a hurry.
 PATIENCE = float(os.environ.get("TCPCORE_TEST_PATIENCE", "60"))
+EMULATED = bool(os.environ.get("TCPCORE_TEST_ATTACH"))  # in a virtual machine
 CLONE_NEWNS = 0x00020000  # include/uapi/linux/sched.h
 PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 Event = dict[str, Any]
+Net = tuple["Namespace", "Namespace"]  # the fixture net: joined by a link
 Entry = tuple[str, str, str]  # of a map: the map's name, key, value
 _NUMBERS = itertools.count()  # for what needs a name of its own
 
@@ -74,23 +76,10 @@ class Tracer:
         return next(x for x in self.err.lines if x.startswith("attached: ")).split()[1]
 
     def entries(self) -> set[Entry]:
-        """What it keeps by socket or by thread: in hash maps with keys of 8 bytes."""
-        found = set()
-        mine = self.objects()
-        for about in json.loads(sh("bpftool -j map show")):
-            name, number = about.get("name", ""), about["id"]
-            is_kept = about["type"] == "hash" and about["bytes_key"] == 8
-            if ("map", number) in mine and is_kept and not name.startswith("target_"):
-                rows = json.loads(sh(f"bpftool -j map dump id {number}"))
-                found |= {(name, *("".join(row[x]) for x in ("key", "value"))) for row in rows}
-        return found
+        return entries(self.pid)
 
     def objects(self) -> set[tuple[str, int]]:
-        """The BPF programs ("prog"), maps and links that it holds, by id (proc(5), fdinfo)."""
-        folder = Path(f"/proc/{self.pid}/fdinfo")
-        told = "".join(each.read_text() for each in folder.iterdir())
-        found = re.findall(r"^(prog|map|link)_id:\s+(\d+)$", told, re.MULTILINE)
-        return {(kind, int(number)) for kind, number in found}
+        return objects(self.pid)
 
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -122,6 +111,34 @@ class Tracer:
         line = self.out.wait_for(lambda text: wanted(json.loads(text)))
         found: Event = json.loads(line)
         return found
+
+
+def entries(pid: int) -> set[Entry]:
+    """What tools in a process keep by socket or by thread: in hash maps with keys of 8 bytes."""
+    found = set()
+    mine = objects(pid)
+    for about in json.loads(sh("bpftool -j map show")):
+        name, number = about.get("name", ""), about["id"]
+        is_kept = about["type"] == "hash" and about["bytes_key"] == 8
+        if ("map", number) in mine and is_kept and not name.startswith("target_"):
+            rows = json.loads(sh(f"bpftool -j map dump id {number}"))
+            found |= {(name, *("".join(row[x]) for x in ("key", "value"))) for row in rows}
+    return found
+
+
+def objects(pid: int) -> set[tuple[str, int]]:
+    """The BPF programs ("prog"), maps and links that a process holds, by id (proc(5), fdinfo)."""
+    found: set[tuple[str, int]] = set()
+    for each in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile, as that of the folder is
+            told = re.findall(r"^(prog|map|link)_id:\s+(\d+)$", each.read_text(), re.MULTILINE)
+            found |= {(kind, int(number)) for kind, number in told}
+    return found
+
+
+def between(events: list[Event], one: int, two: int) -> list[Event]:
+    """Those of the connection between two ports."""
+    return [e for e in events if {e["lport"], e["rport"]} == {one, two}]
 
 
 def until(done: Callable[[], object]) -> None:
@@ -296,6 +313,11 @@ def reap(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def ports(client: socket.socket) -> tuple[int, int]:
+    """Its own and its peer's."""
+    return client.getsockname()[1], client.getpeername()[1]
+
+
 def refused_port(host: str = "127.0.0.1") -> int:
     """A port nobody listens on."""
     with listener(host) as server:
@@ -445,6 +467,57 @@ def cgroup_of(process: Path) -> Path:
     """The cgroup of version 2 that a process is in. process: its folder in /proc (cgroups(7))."""
     text = (process / "cgroup").read_text()
     return cgroup_root() / text.partition("0::/")[2].partition("\n")[0]
+
+
+def join_cgroup(group: Path) -> None:
+    """This process."""
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+
+
+class PinnedMap:
+    """A map of somebody else's, which --cgroupmap or --mntnsmap names."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path = str(path)
+        sh(f"bpftool map create '{path}' type {what} entries 16 name x")
+
+    def _change(self, verb: str, key: int, more: str = "") -> None:
+        numbers = " ".join(map(str, key.to_bytes(8, sys.byteorder)))
+        sh(f"bpftool map {verb} pinned '{self.path}' key {numbers} {more}")
+
+    def add(self, key: int, value: int) -> None:
+        """value: how many bytes of zeros."""
+        self._change("update", key, "value" + " 0" * value)
+
+    def remove(self, key: int) -> None:
+        self._change("delete", key)
+
+
+def pinned(path: Path, key: int) -> str:
+    """The path of a map with this key alone."""
+    made = PinnedMap(path, "hash key 8 value 8")
+    made.add(key, 8)
+    return made.path
+
+
+# How connects end that get no answer, one of each, by port.
+UNANSWERED = {1001: "ETIMEDOUT", 1002: "EHOSTUNREACH", 1003: "ECONNABORTED"}
+
+
+def connect_unanswered(here: Namespace) -> None:
+    """Connects as UNANSWERED has them, from the namespace that the thread is in."""
+    with socket.socket() as silent, contextlib.suppress(TimeoutError):
+        silent.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 800)
+        silent.connect((here.nobody, 1001))
+    with socket.socket() as lost, contextlib.suppress(OSError):
+        lost.connect((here.absent, 1002))
+    start_hanging(here.nobody, 1003).close()
+
+
+def connect_without_a_port(host: str, port: int) -> None:
+    """Two connects; the first one takes the only local port that there is."""
+    with local_ports("45001 45001"), connect(host, port), contextlib.suppress(OSError):
+        connect(host, port).close()
 
 
 @contextlib.contextmanager

@@ -15,9 +15,7 @@ import pytest
 
 from tests.facts import Facts
 from tests.live import harness
-from tests.live.harness import Event, Namespace, tracer
-
-Net = tuple[Namespace, Namespace]
+from tests.live.harness import Event, Net, tracer
 
 FACTS = Facts(
     header="PID    COMM        IP RADDR           RPORT LADDR           LPORT WAIT(ms)",
@@ -28,7 +26,7 @@ FACTS = Facts(
 )
 Accept = Callable[[socket.socket], socket.socket]
 
-MANY = 40 if os.environ.get("TCPCORE_TEST_ATTACH") else 200
+MANY = 40 if harness.EMULATED else 200
 
 
 def accept4(server: socket.socket) -> socket.socket:

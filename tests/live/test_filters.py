@@ -21,10 +21,8 @@ from tcpcore.tools import names
 from tests import facts
 from tests.facts import Act, nothing
 from tests.live import harness
-from tests.live.harness import CLONE_NEWNS, Event, Namespace, Tracer, tracer
+from tests.live.harness import CLONE_NEWNS, Event, Namespace, Net, PinnedMap, Tracer, tracer
 
-Net = tuple[Namespace, Namespace]
-FEW = bool(os.environ.get("TCPCORE_TEST_ATTACH"))  # in an emulated machine
 CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000  # include/uapi/linux/sched.h
 CONNECT = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2]))).close()"
 
@@ -253,10 +251,6 @@ def meeting(client: tuple[str, int], server: tuple[str, int], act: Act = nothing
                 harness.reset(connecting)
 
 
-def join(group: Path) -> None:
-    (group / "cgroup.procs").write_text(str(os.getpid()))
-
-
 def unshare(flags: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.unshare(flags) == 0, os.strerror(ctypes.get_errno())
@@ -323,7 +317,7 @@ FITTING = (
 
 
 def fit(cgroup: Path, netns: Namespace) -> None:
-    join(cgroup)
+    harness.join_cgroup(cgroup)
     libc = ctypes.CDLL(None)
     with Path("/run/netns", netns.name).open() as namespace:
         assert libc.setns(namespace.fileno(), 0) == 0
@@ -361,9 +355,9 @@ def misfits(cgroups: tuple[Path, Path], elsewhere: Namespace, act: Act) -> None:
     meet("raddr", server="127.0.0.4")
     with elsewhere.entered():
         meet("netns")
-    join(outside)
+    harness.join_cgroup(outside)
     meet("cgroup")
-    join(inside)
+    harness.join_cgroup(inside)
     meet("")
 
 
@@ -408,7 +402,7 @@ def test_netns_tells_equal_connections_apart(tool: str, net: Net) -> None:
 
 def contain(group: Path) -> None:
     """What makes a container."""
-    join(group)
+    harness.join_cgroup(group)
     unshare(CLONE_NEWNS | CLONE_NEWNET)
     harness.sh("ip link set lo up")
     unshare(CLONE_NEWPID)
@@ -433,7 +427,7 @@ def test_a_container(tool: str) -> None:
             ("--cgroup", str(group), "--netns", pid, "--pid", "1", "--pidns", pidns),
             ("--netns", netns),
             ("--pid", pid),
-        ][: 1 if FEW else None]
+        ][: 1 if harness.EMULATED else None]
         with ExitStack() as stack:
             tracers = [stack.enter_context(tracer(tool, "--json", *way)) for way in ways]
             inside.act()
@@ -449,33 +443,14 @@ def test_a_container(tool: str) -> None:
         assert (way, found) == (way, Counter({whose: expected}) + more)
 
 
-class Pinned:
-    """A map of somebody else's."""
-
-    def __init__(self, path: Path, what: str) -> None:
-        self.path = str(path)
-        harness.sh(f"bpftool map create '{path}' type {what} entries 16 name x")
-
-    def _change(self, verb: str, key: int, more: str = "") -> None:
-        numbers = " ".join(map(str, key.to_bytes(8, sys.byteorder)))
-        harness.sh(f"bpftool map {verb} pinned '{self.path}' key {numbers} {more}")
-
-    def add(self, key: int, value: int) -> None:
-        """value: how many bytes of zeros."""
-        self._change("update", key, "value" + " 0" * value)
-
-    def remove(self, key: int) -> None:
-        self._change("delete", key)
-
-
 @pytest.mark.parametrize("tool", ["connect", "tracer"])
 def test_pinned_maps(tool: str, pins: Path) -> None:
     """Whose key is in the map when the connection is made: at first and at last, nobody's."""
-    cgroups = Pinned(pins / "cgroups", "hash key 8 value 8")
-    mounts = Pinned(pins / "mounts", "hash key 8 value 4")
+    cgroups = PinnedMap(pins / "cgroups", "hash key 8 value 8")
+    mounts = PinnedMap(pins / "mounts", "hash key 8 value 4")
     with (
         harness.cgroup() as group,
-        puppet(lambda: join(group)) as grouped,
+        puppet(lambda: harness.join_cgroup(group)) as grouped,
         puppet(lambda: unshare(CLONE_NEWNS)) as mounted,
         tracer(tool, "--json", "--cgroupmap", cgroups.path) as of_cgroup,
         tracer(tool, "--json", "--mntnsmap", mounts.path) as of_mounts,
@@ -513,7 +488,7 @@ def test_pinned_maps(tool: str, pins: Path) -> None:
 def test_no_such_map(tool: str, option: str, what: str, pins: Path) -> None:
     path = pins / "map"
     if what:
-        Pinned(path, what)
+        PinnedMap(path, what)
     running = Tracer(tool, option, str(path))
     assert running.wait() == 2
     (line,) = running.errors()
@@ -525,8 +500,8 @@ def test_a_connection_that_nobody_accepts(tool: str, pins: Path) -> None:
     """Nobody has the server's end: a filter by owner leaves it out though it would fit who listens,
     except for the user, whom the socket tells."""
     me, here = str(os.getpid()), Path("/proc/self")
-    cgroups = Pinned(pins / "cgroups", "hash key 8 value 8")
-    mounts = Pinned(pins / "mounts", "hash key 8 value 8")
+    cgroups = PinnedMap(pins / "cgroups", "hash key 8 value 8")
+    mounts = PinnedMap(pins / "mounts", "hash key 8 value 8")
     cgroup = harness.cgroup_of(here)
     cgroups.add(cgroup.stat().st_ino, 8)
     mounts.add((here / "ns/mnt").stat().st_ino, 8)
@@ -548,7 +523,7 @@ def test_a_connection_that_nobody_accepts(tool: str, pins: Path) -> None:
 
 def test_sessions_older_than_the_trace(pins: Path) -> None:
     """The owner is the process that has the file; its user is the socket's."""
-    mounts = Pinned(pins / "mounts", "hash key 8 value 8")
+    mounts = PinnedMap(pins / "mounts", "hash key 8 value 8")
     comm = Path("/proc/self/comm").read_text().strip()
     shown: dict[tuple[str, str], int] = {("--comm", comm): 2, ("--comm", "x" + comm): 0}
     shown[("-u", "0")] = 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.live import harness
-from tests.live.harness import Namespace
+from tests.live.harness import Net
 
 
 def test_a_killed_test_leaves_nothing_that_runs() -> None:
@@ -61,9 +61,7 @@ def talk(sender: socket.socket, receiver: socket.socket, segments: int) -> None:
     ("drop", "segments", "least"),
     [(harness.first(2), 3, 2), (harness.every(3), 4, 1), (harness.every(2), 3, 2)],
 )
-def test_a_lossy_link(
-    net: tuple[Namespace, Namespace], drop: str, segments: int, least: int
-) -> None:
+def test_a_lossy_link(net: Net, drop: str, segments: int, least: int) -> None:
     """What it loses is sent again. The other way nothing is lost, and nothing later."""
     here, there = net
     with there.entered(), harness.listener(there.address) as server:

@@ -13,14 +13,12 @@ from tcpcore import tools
 from tests import facts
 from tests.facts import Act
 from tests.live import harness
-from tests.live.harness import Namespace, Tracer, tracer
+from tests.live.harness import Namespace, Net, Tracer, tracer
 from tests.unit.samples import tool as tool_named
 
-Net = tuple[Namespace, Namespace]
 TOOLS = tools.names()
 KEEPERS = [name for name in TOOLS if tool_named(name).sockets]
-FEW = bool(os.environ.get("TCPCORE_TEST_ATTACH"))  # in an emulated machine
-FILTERS = [(), ("-D", "1"), ("-p", "1"), ("--comm", "nobody")][: 1 if FEW else None]
+FILTERS = [(), ("-D", "1"), ("-p", "1"), ("--comm", "nobody")][: 1 if harness.EMULATED else None]
 
 
 def all_kinds(here: Namespace, act: Act) -> None:

@@ -17,9 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.live import harness
-from tests.live.harness import Event, Namespace, tracer
-
-Net = tuple[Namespace, Namespace]
+from tests.live.harness import Event, Net, tracer
 
 HOSTS = ("127.0.0.1", "::1")
 
@@ -169,18 +167,14 @@ def test_connect(attach: str, tmp_path: Path, net: Net) -> None:
 def v4mapped_session() -> tuple[int, int]:
     """Its client and server port."""
     with harness.pair("::ffff:127.0.0.1", "::") as (client, _):
-        return client.getsockname()[1], client.getpeername()[1]
+        return harness.ports(client)
 
 
 def no_port_left() -> int:
     """Two connects, of which the second one finds none; the server's port."""
-    with harness.listener() as server, harness.local_ports("45001 45001"):
+    with harness.listener() as server:
         port = int(server.getsockname()[1])
-        with (
-            harness.connect("127.0.0.1", port),
-            pytest.raises(OSError, match="Cannot assign requested address"),
-        ):
-            harness.connect("127.0.0.1", port)
+        harness.connect_without_a_port("127.0.0.1", port)
     return port
 
 

@@ -10,9 +10,7 @@ import pytest
 
 from tests.facts import Facts
 from tests.live import harness
-from tests.live.harness import Event, Namespace, tracer
-
-Net = tuple[Namespace, Namespace]
+from tests.live.harness import Event, Net, tracer
 
 FACTS = Facts(
     header="SKADDR           PID     COMM       LADDR           LPORT RADDR           RPORT "
