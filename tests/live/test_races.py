@@ -150,9 +150,8 @@ def test_a_child_inherits_nothing() -> None:
 @pytest.mark.parametrize("tool", ["connlat", "connect"])
 def test_started_in_the_middle_of_a_storm(tool: str) -> None:
     """No row is longer than its connect, or of anybody else than who made it."""
-    if (
-        harness.EMULATED
-    ):  # seen with 7.2: "Oops: int3" in inet_sk_state_store, where the tracepoint is switched
+    # Seen with 7.2: "Oops: int3" in inet_sk_state_store, where the tracepoint is switched.
+    if harness.EMULATED:
         pytest.skip("emulated processors fall over code that is patched while they run it")
     closed = harness.refused_port()
     (outcome, results), (stopping, stop) = os.pipe(), os.pipe()
