@@ -76,17 +76,15 @@ def kernel(setting: Setting) -> Group:
     """Time in the BPF programs. A storm of its own: measuring takes time as well."""
     with host.bpf_statistics():
         rounds = [setting.round() for _ in range(setting.rounds)]
-    rows = {}
+    rows: dict[str, Row] = {}
     for tool in setting.tools:
         ns = [outcomes[tool].kernel_ns / setting.storm.connections for outcomes in rounds]
         runs = [outcomes[tool].runs / setting.storm.connections for outcomes in rounds]
-        most = tool.target(most=tool.ns)
-        rows[tool.name] = {
-            # Who shows nothing of the storm has no events.
-            "ns an event": Cell([n / (tool.events or 1) for n in ns], 0, most, spread=True),
-            "ns a connection": Cell(ns),
-            "runs a connection": Cell(runs, 1),
-        }
+        row = {"ns a connection": Cell(ns), "runs a connection": Cell(runs, 1)}
+        if tool.events:
+            per_event, most = [n / tool.events for n in ns], tool.target(most=tool.ns)
+            row["ns an event"] = Cell(per_event, 0, most, spread=True)
+        rows[tool.name] = row
     return Group("Time in BPF programs", rows)
 
 
