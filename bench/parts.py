@@ -4,10 +4,6 @@ host does then falls on all of them."""
 from __future__ import annotations
 
 import json
-import os
-import pty
-import select
-import signal
 import subprocess
 import sys
 import time
@@ -18,10 +14,19 @@ from pathlib import Path
 from bench import host, tools, tracer
 from bench.storm import Storm
 from bench.table import Cell, Group, Row, Target
+from bench.terminal import Life, live
 from bench.tools import Tool
-from bench.tracer import Outcome, TracerError
+from bench.tracer import Outcome
 
 STARTS = 10
+FILTERED, FILTERED_KEPT = "states", 0.95
+# Addresses of RFC 2544, which nobody has.
+UNWANTED = {
+    "--raddr": ("--raddr", "198.18.0.1"),
+    "-D": ("-D", "1"),
+    "--pid": ("--pid", "1"),
+    "64 prefixes": ("--raddr", ",".join(f"198.18.{number}.0/24" for number in range(64))),
+}
 
 
 @dataclass(frozen=True)
@@ -71,16 +76,15 @@ def kernel(setting: Setting) -> Group:
     """Time in the BPF programs. A storm of its own: measuring takes time as well."""
     with host.bpf_statistics():
         rounds = [setting.round() for _ in range(setting.rounds)]
-    rows = {}
+    rows: dict[str, Row] = {}
     for tool in setting.tools:
         ns = [outcomes[tool].kernel_ns / setting.storm.connections for outcomes in rounds]
         runs = [outcomes[tool].runs / setting.storm.connections for outcomes in rounds]
-        per_event = [n / tool.events for n in ns]
-        rows[tool.name] = {
-            "ns an event": Cell(per_event, 0, tool.target(most=tool.ns), spread=True),
-            "ns a connection": Cell(ns),
-            "runs a connection": Cell(runs, 1),
-        }
+        row = {"ns a connection": Cell(ns), "runs a connection": Cell(runs, 1)}
+        if tool.events:
+            per_event, most = [n / tool.events for n in ns], tool.target(most=tool.ns)
+            row["ns an event"] = Cell(per_event, 0, most, spread=True)
+        rows[tool.name] = row
     return Group("Time in BPF programs", rows)
 
 
@@ -113,54 +117,73 @@ def _per_line(setting: Setting, tool: Tool, style: str) -> float:
     return (busy.cpu - idle.cpu) / max(1, busy.events) * 1e6
 
 
-def start(setting: Setting) -> Group:
-    """From exec to the header on a terminal, and where that time goes in a tool of ours."""
-    ms: dict[Tool, list[float]] = {tool: [] for tool in setting.tools if tool.streams}
-    phases: dict[Tool, list[dict[str, float]]] = {tool: [] for tool in ms if tool.ours}
-    for tool in ms:
-        _first_line(setting, tool)  # fills the caches
-    for _ in range(STARTS):
-        for tool, times in ms.items():
-            times.append(_first_line(setting, tool) * 1e3)
-        for tool, runs in phases.items():
-            runs.append(_phases(setting, tool))
-    rows = {}
-    for tool, times in ms.items():
-        runs = phases.get(tool, [{}])
-        rows[tool.name] = {
-            "to the header": Cell(times, 0, tool.target(most=tools.START_MS), spread=True),
-            **{phase: Cell([run[phase] for run in runs], 1) for phase in runs[0]},
+def filters(setting: Setting) -> Group:
+    """A storm under filters that none of it passes."""
+    tools = [tool for tool in setting.tools if tool.name == FILTERED]
+    shares: dict[tuple[Tool, str], list[float]]
+    shares = {(tool, name): [] for tool in tools for name in UNWANTED}
+    for _ in range(setting.rounds):
+        free = setting.storm.run()
+        for (tool, name), values in shares.items():
+            values.append(setting.run(tool, *UNWANTED[name]).rate / free)
+    rows = {
+        f"{tool.name} {name}": {
+            "of untraced": Cell(values, 3, tool.target(least=FILTERED_KEPT), spread=True)
         }
-    return Group(f"Start, {STARTS} times, ms", rows)
+        for (tool, name), values in shares.items()
+    }
+    return Group("Storm under filters that nothing passes", rows)
 
 
-def _first_line(setting: Setting, tool: Tool) -> float:
-    """Seconds from exec to the first output. A terminal, since into a pipe libbpf-tools would write
-    their header only with the first 4 KiB."""
-    ours, theirs = pty.openpty()
+def start(setting: Setting) -> Group:
+    """From exec to the header on a terminal, where that time goes in a tool of ours, and from the
+    signal to the exit: beside those of tcpstates, each time in turn. The first time, which fills
+    the caches, does not count."""
+    lives: dict[Tool, list[Life]] = {tool: [] for tool in [tools.TCPSTATES, *setting.tools]}
+    phases: dict[Tool, list[dict[str, float]]] = {
+        tool: [] for tool in setting.tools if tool.ours and tool.streams
+    }
+    whole: dict[str, list[float]] = {"--version": [], "--help": []}
+    for _ in range(1 + STARTS):
+        for tool, runs in lives.items():
+            runs.append(_live(setting, tool))
+        for tool, times in phases.items():
+            times.append(_phases(setting, tool))
+        for option, ms in whole.items():
+            ms.append(_whole_run(setting, option))
+    theirs = lives[tools.TCPSTATES]
+    rows = {tool.name: _life_row(tool, runs[1:], theirs[1:]) for tool, runs in lives.items()}
+    for tool, times in phases.items():
+        rows[tool.name] |= {name: Cell([run[name] for run in times[1:]], 1) for name in times[0]}
+    for option, ms in whole.items():
+        rows[f"tcpcore {option}"] = {"start": Cell(ms[1:], spread=True)}
+    return Group(f"Start and end, {STARTS} times, ms", rows)
+
+
+def _life_row(tool: Tool, runs: Sequence[Life], theirs: Sequence[Life]) -> dict[str, Cell]:
+    pairs = list(zip(runs, theirs, strict=True))
+    times = [ours.start / other.start for ours, other in pairs]
+    longer = [(ours.end - other.end) * 1e3 for ours, other in pairs]
+    return {
+        "start": Cell([run.start * 1e3 for run in runs], spread=True),
+        "of tcpstates'": Cell(times, 1, tool.target(most=tools.STARTS_OF_TCPSTATES)),
+        "end": Cell([run.end * 1e3 for run in runs], spread=True),
+        "beyond tcpstates'": Cell(longer, 0, tool.target(most=tools.END_BEYOND_TCPSTATES_MS)),
+    }
+
+
+def _live(setting: Setting, tool: Tool) -> Life:
+    """Who has no header at the start says with -v that it is attached."""
+    options, awaited = ((), b"\n") if tool.streams else (("-v",), b"attached: ")
+    return live(tool.command(*options), awaited, tracer.environment(setting.folder))
+
+
+def _whole_run(setting: Setting, option: str) -> float:
+    """From exec to exit, in ms."""
+    environment = tracer.environment(setting.folder)
     begin = time.monotonic()
-    process = subprocess.Popen(
-        tool.command(),
-        stdout=theirs,
-        stderr=subprocess.DEVNULL,
-        env=tracer.environment(setting.folder),
-    )
-    os.close(theirs)
-    try:
-        if not select.select([ours], [], [], 30)[0] or not _has_output(ours):
-            raise TracerError(f"{tool.name} printed nothing")
-        return time.monotonic() - begin
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(10)
-        os.close(ours)
-
-
-def _has_output(terminal: int) -> bool:
-    try:
-        return bool(os.read(terminal, 4096))
-    except OSError:  # EIO: the other end was closed without a word
-        return False
+    subprocess.run([*tools.TCPCORE, option], check=True, stdout=subprocess.DEVNULL, env=environment)
+    return (time.monotonic() - begin) * 1e3
 
 
 def _phases(setting: Setting, tool: Tool) -> dict[str, float]:
@@ -179,5 +202,6 @@ ALL: dict[str, Callable[[Setting], Group]] = {
     "storm": storm,
     "kernel": kernel,
     "reader": reader,
+    "filters": filters,
     "start": start,
 }

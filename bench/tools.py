@@ -9,11 +9,21 @@ from pathlib import Path
 
 from bench.storm import ADDRESS
 from bench.table import Target
+from tcpcore.tools import names
+from tests import facts
 
 # Of every tool of ours.
 MEMORY_MB = 45
-START_MS = 100
+STARTS_OF_TCPSTATES = 6
+END_BEYOND_TCPSTATES_MS = 50
 LINE_US = {"text": 2.0, "json": 3.0, "csv": None}
+# Of those that have one of their own: the share of the untraced rate, the time in BPF per event.
+KEPT = {"accept": 0.85, "connect": 0.85, "connect -c": 0.85, "connlat": 0.85, "states": 0.94}
+KEPT_BY_ALL = 0.80
+NS = {"states": 750.0}
+
+ORIGINALS = Path("/usr/sbin")
+"""Of libbpf-tools; it is not on everybody's PATH."""
 
 
 def _row(line: bytes) -> int:
@@ -28,16 +38,11 @@ def _connects(line: bytes) -> int:
 class Tool:
     """A program to measure.
 
-    name: its title, and for ours the arguments. events: of a connection, both ends together.
-    kept: the least share of the untraced rate; None: not ours, no targets. ns: of a BPF program's
-    time per event at most. listener: events of a listening socket. count: the events in a line.
+    name: its title, and for ours the arguments. count: the events in a line.
     """
 
     name: str
-    events: int
-    kept: float | None = None
-    ns: float | None = None
-    listener: int = 0
+    ours: bool = True
     count: Callable[[bytes], int] = _row
 
     @property
@@ -46,8 +51,25 @@ class Tool:
         return self.name.split()[0].removeprefix("tcp")
 
     @property
-    def ours(self) -> bool:
-        return self.kept is not None
+    def events(self) -> int:
+        """Of a connection, both ends together. In the storm both reset it, and provoke no more."""
+        shown = facts.of(self.choice)
+        return shown.reset + shown.ownerless if shown.provoke is facts.nothing else 0
+
+    @property
+    def listener(self) -> int:
+        """Events of a listening socket."""
+        return facts.of(self.choice).listener
+
+    @property
+    def kept(self) -> float:
+        """The least share of the untraced rate."""
+        return KEPT.get(self.name, KEPT_BY_ALL)
+
+    @property
+    def ns(self) -> float | None:
+        """The most time in its BPF programs, per event."""
+        return NS.get(self.name)
 
     @property
     def streams(self) -> bool:
@@ -55,13 +77,7 @@ class Tool:
         return self.count is _row
 
     def command(self, *options: str) -> Sequence[str]:
-        """tcpcore as this interpreter finds it, the installed script where there is one.
-        libbpf-tools are in /usr/sbin, which is not on everybody's PATH."""
-        if not self.ours:
-            return (f"/usr/sbin/{self.name}",)
-        script = Path(sys.executable).with_name("tcpcore")
-        start = [str(script)] if script.exists() else [sys.executable, "-m", "tcpcore"]
-        return (*start, *self.name.split(), *options)
+        return (*TCPCORE, *self.name.split(), *options) if self.ours else (str(_path(self.name)),)
 
     def target(self, least: float | None = None, most: float | None = None) -> Target | None:
         """None without limits, and for tools that are not ours."""
@@ -73,20 +89,20 @@ class Tool:
             return sum(self.count(line) for line in file if ADDRESS.encode() in line)
 
 
-# A connection is reset by both ends. The client's socket: CLOSE, SYN_SENT, ESTABLISHED, CLOSE. The
-# accepted one: LISTEN, SYN_RECV, ESTABLISHED, CLOSE, mostly before it is accepted. So states has
-# six rows, life one of each end, and tracer C, A and an X of each end.
+def _path(original: str) -> Path:
+    return ORIGINALS / original
+
+
+def _tcpcore() -> Sequence[str]:
+    """As this interpreter finds it, the installed script where there is one."""
+    script = Path(sys.executable).with_name("tcpcore")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "tcpcore"]
+
+
+TCPCORE = _tcpcore()
+TCPSTATES = Tool("tcpstates", ours=False)
 ALL = (
-    Tool("connlat", events=1, kept=0.85),
-    Tool("connect", events=1, kept=0.85),
-    Tool("connect -c", events=1, kept=0.85, count=_connects),
-    Tool("accept", events=1, kept=0.85),
-    Tool("tracer", events=4, kept=0.80),
-    Tool("life", events=2, kept=0.80),
-    Tool("states", events=6, kept=0.85, ns=1000, listener=2),
-    Tool("tcpconnlat", events=1),
-    Tool("tcpconnect", events=1),
-    Tool("tcptracer", events=4),
-    Tool("tcplife", events=2),
-    Tool("tcpstates", events=6, listener=2),
+    *map(Tool, names()),
+    Tool("connect -c", count=_connects),
+    *(Tool(f"tcp{name}", ours=False) for name in names() if _path(f"tcp{name}").exists()),
 )

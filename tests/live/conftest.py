@@ -28,9 +28,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     live = [item for item in items if here in item.path.parents]
     for item in live:
         item.add_marker("live")
-        # Hosts are shared, emulated processors stand still: the second attempt decides, and
-        # pytest's summary tells that there was one.
-        item.add_marker(pytest.mark.flaky(reruns=1))
     waiting = [item for item in live if not is_its_turn(item)]
     config.hook.pytest_deselected(items=waiting)
     items[:] = [item for item in items if item not in waiting]

@@ -25,6 +25,7 @@ from typing import Any
 
 from tcpcore import cli, tools
 from tcpcore.request.places import cgroup_root
+from tests.facts import Act, nothing
 
 # Imported before the fork: in an emulated machine it takes a second.
 for _name in tools.names():
@@ -33,10 +34,13 @@ for _name in tools.names():
 TCPCORE = [sys.executable, "-m", "tcpcore"]
 # Seconds; an emulated machine is slow. Mutation testing is in a hurry.
 PATIENCE = float(os.environ.get("TCPCORE_TEST_PATIENCE", "60"))
+EMULATED = bool(os.environ.get("TCPCORE_TEST_ATTACH"))  # in a virtual machine
 CLONE_NEWNS = 0x00020000  # include/uapi/linux/sched.h
 PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 Event = dict[str, Any]
+Net = tuple["Namespace", "Namespace"]  # the fixture net: joined by a link
 Entry = tuple[str, str, str]  # of a map: the map's name, key, value
+_NUMBERS = itertools.count()  # for what needs a name of its own
 
 
 class Tracer:
@@ -74,23 +78,10 @@ class Tracer:
         return {slot: way for slot, way in told}
 
     def entries(self) -> set[Entry]:
-        """What it keeps by socket or by thread: in hash maps with keys of 8 bytes."""
-        found = set()
-        mine = self.objects()
-        for about in json.loads(sh("bpftool -j map show")):
-            name, number = about.get("name", ""), about["id"]
-            is_kept = about["type"] == "hash" and about["bytes_key"] == 8
-            if ("map", number) in mine and is_kept and not name.startswith("target_"):
-                rows = json.loads(sh(f"bpftool -j map dump id {number}"))
-                found |= {(name, *("".join(row[x]) for x in ("key", "value"))) for row in rows}
-        return found
+        return entries(self.pid)
 
     def objects(self) -> set[tuple[str, int]]:
-        """The BPF programs ("prog"), maps and links that it holds, by id (proc(5), fdinfo)."""
-        folder = Path(f"/proc/{self.pid}/fdinfo")
-        told = "".join(each.read_text() for each in folder.iterdir())
-        found = re.findall(r"^(prog|map|link)_id:\s+(\d+)$", told, re.MULTILINE)
-        return {(kind, int(number)) for kind, number in found}
+        return objects(self.pid)
 
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -122,6 +113,34 @@ class Tracer:
         line = self.out.wait_for(lambda text: wanted(json.loads(text)))
         found: Event = json.loads(line)
         return found
+
+
+def entries(pid: int) -> set[Entry]:
+    """What tools in a process keep by socket or by thread: in hash maps with keys of 8 bytes."""
+    found = set()
+    mine = objects(pid)
+    for about in json.loads(sh("bpftool -j map show")):
+        name, number = about.get("name", ""), about["id"]
+        is_kept = about["type"] == "hash" and about["bytes_key"] == 8
+        if ("map", number) in mine and is_kept and not name.startswith("target_"):
+            rows = json.loads(sh(f"bpftool -j map dump id {number}"))
+            found |= {(name, *("".join(row[x]) for x in ("key", "value"))) for row in rows}
+    return found
+
+
+def objects(pid: int) -> set[tuple[str, int]]:
+    """The BPF programs ("prog"), maps and links that a process holds, by id (proc(5), fdinfo)."""
+    found: set[tuple[str, int]] = set()
+    for each in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile, as that of the folder is
+            told = re.findall(r"^(prog|map|link)_id:\s+(\d+)$", each.read_text(), re.MULTILINE)
+            found |= {(kind, int(number)) for kind, number in told}
+    return found
+
+
+def between(events: list[Event], one: int, two: int) -> list[Event]:
+    """Those of the connection between two ports."""
+    return [e for e in events if {e["lport"], e["rport"]} == {one, two}]
 
 
 def until(done: Callable[[], object]) -> None:
@@ -235,13 +254,16 @@ def connect(host: str, port: int) -> socket.socket:
     return client
 
 
-def session(host: str = "127.0.0.1", server_closes_first: bool = False) -> tuple[int, int]:
-    """One connection, opened and closed in order; its client and server port."""
+def session(
+    host: str = "127.0.0.1", server_closes_first: bool = False, act: Act = nothing
+) -> tuple[int, int]:
+    """One connection, opened and closed in order; its client and server port. act: in between."""
     with listener(host) as server:
         port = server.getsockname()[1]
         client = connect(host, port)
         accepted, _ = server.accept()
         ports = client.getsockname()[1], port
+        act(client, accepted)
         first, second = (accepted, client) if server_closes_first else (client, accepted)
         first.close()
         second.recv(1)
@@ -291,6 +313,11 @@ def fork(act: Callable[[], object]) -> int:
 def reap(pid: int) -> int:
     """The exit code of a child, once it has ended; negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def ports(client: socket.socket) -> tuple[int, int]:
+    """Its own and its peer's."""
+    return client.getsockname()[1], client.getpeername()[1]
 
 
 def refused_port(host: str = "127.0.0.1") -> int:
@@ -368,13 +395,48 @@ class Namespace:
                 assert libc.setns(home.fileno(), 0) == 0
 
 
-_PAIRS = itertools.count()
+@contextlib.contextmanager
+def firewall(match: str, verdict: str) -> Iterator[Callable[[], int]]:
+    """Packets that come into the thread's namespace and match (nft(8)) are dealt with so; how many
+    have been so far."""
+    table = f"inet tcpcore-{os.getpid()}-{next(_NUMBERS)}"
+    chain = f"add table {table}; add chain {table} in {{ type filter hook input priority 0; }}"
+    sh(f"nft '{chain}; add rule {table} in {match} counter {verdict}'")
+    try:
+        yield lambda: _matched(sh(f"nft list table {table}"))
+    finally:
+        sh(f"nft delete table {table}")
+
+
+def _matched(rules: str) -> int:
+    (packets,) = re.findall(r"counter packets (\d+)", rules)
+    return int(packets)
+
+
+# Segments with data: no header alone is that long.
+DATA = "meta l4proto tcp meta length > 100"
+
+
+def lossy(drop: str, match: str = DATA) -> contextlib.AbstractContextManager[Callable[[], int]]:
+    """A link that loses what first() or every() says of the packets that match, as they come into
+    the thread's namespace; how many it lost so far. Not by netem, which few kernels have."""
+    return firewall(f"{match} {drop}", "drop")
+
+
+def first(count: int) -> str:
+    """So many of the packets, and then no more."""
+    return f"numgen inc mod {(1 << 32) - 1} < {count}"
+
+
+def every(nth: int) -> str:
+    """The nth packet, the one n packets later, and so on."""
+    return f"numgen inc mod {nth} == {nth - 1}"
 
 
 @contextlib.contextmanager
 def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
     """Two namespaces joined by a veth pair, gone afterwards."""
-    pair = f"tcpcore-{os.getpid()}-{next(_PAIRS)}"
+    pair = f"tcpcore-{os.getpid()}-{next(_NUMBERS)}"
     names = [f"{pair}-{end}" for end in "ab"]
     one = Namespace(names[0], "10.77.0.1", "10.77.0.2")
     two = Namespace(names[1], "10.77.0.2", "10.77.0.1")
@@ -395,7 +457,7 @@ def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
 @contextlib.contextmanager
 def cgroup() -> Iterator[Path]:
     """A cgroup of version 2, gone afterwards; who writes its pid to cgroup.procs is in it."""
-    folder = cgroup_root() / f"tcpcore-{os.getpid()}-{next(_PAIRS)}"
+    folder = cgroup_root() / f"tcpcore-{os.getpid()}-{next(_NUMBERS)}"
     folder.mkdir()
     try:
         yield folder
@@ -407,6 +469,57 @@ def cgroup_of(process: Path) -> Path:
     """The cgroup of version 2 that a process is in. process: its folder in /proc (cgroups(7))."""
     text = (process / "cgroup").read_text()
     return cgroup_root() / text.partition("0::/")[2].partition("\n")[0]
+
+
+def join_cgroup(group: Path) -> None:
+    """This process."""
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+
+
+class PinnedMap:
+    """A map of somebody else's, which --cgroupmap or --mntnsmap names."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path = str(path)
+        sh(f"bpftool map create '{path}' type {what} entries 16 name x")
+
+    def _change(self, verb: str, key: int, more: str = "") -> None:
+        numbers = " ".join(map(str, key.to_bytes(8, sys.byteorder)))
+        sh(f"bpftool map {verb} pinned '{self.path}' key {numbers} {more}")
+
+    def add(self, key: int, value: int) -> None:
+        """value: how many bytes of zeros."""
+        self._change("update", key, "value" + " 0" * value)
+
+    def remove(self, key: int) -> None:
+        self._change("delete", key)
+
+
+def pinned(path: Path, key: int) -> str:
+    """The path of a map with this key alone."""
+    made = PinnedMap(path, "hash key 8 value 8")
+    made.add(key, 8)
+    return made.path
+
+
+# How connects end that get no answer, one of each, by port.
+UNANSWERED = {1001: "ETIMEDOUT", 1002: "EHOSTUNREACH", 1003: "ECONNABORTED"}
+
+
+def connect_unanswered(here: Namespace) -> None:
+    """Connects as UNANSWERED has them, from the namespace that the thread is in."""
+    with socket.socket() as silent, contextlib.suppress(TimeoutError):
+        silent.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 800)
+        silent.connect((here.nobody, 1001))
+    with socket.socket() as lost, contextlib.suppress(OSError):
+        lost.connect((here.absent, 1002))
+    start_hanging(here.nobody, 1003).close()
+
+
+def connect_without_a_port(host: str, port: int) -> None:
+    """Two connects; the first one takes the only local port that there is."""
+    with local_ports("45001 45001"), connect(host, port), contextlib.suppress(OSError):
+        connect(host, port).close()
 
 
 @contextlib.contextmanager

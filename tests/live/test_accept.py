@@ -13,13 +13,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.facts import Facts
 from tests.live import harness
-from tests.live.harness import Event, Namespace, tracer
+from tests.live.harness import Event, Net, tracer
 
-Net = tuple[Namespace, Namespace]
+FACTS = Facts(
+    header="PID    COMM        IP RADDR           RPORT LADDR           LPORT WAIT(ms)",
+    fields=frozenset({"wait_ns", "cgroup_id", "tid"}),
+    reset=1,
+    closed=1,
+    queued=1,
+)
 Accept = Callable[[socket.socket], socket.socket]
 
-MANY = 40 if os.environ.get("TCPCORE_TEST_ATTACH") else 200
+MANY = 40 if harness.EMULATED else 200
 
 
 def accept4(server: socket.socket) -> socket.socket:

@@ -19,11 +19,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.facts import Facts
 from tests.live import harness
-from tests.live.harness import Event, Namespace, Tracer, tracer
+from tests.live.harness import Event, Net, Tracer, tracer
 
-Net = tuple[Namespace, Namespace]
-FEW = bool(os.environ.get("TCPCORE_TEST_ATTACH"))  # in an emulated machine
+FACTS = Facts(
+    header="PID    COMM        IP SADDR           DADDR           DPORT RESULT",
+    fields=frozenset({"duration_ns", "cgroup_id", "tid", "result", "query", "query_age_ns"}),
+    reset=1,
+    closed=1,
+)
 NOWHERE = "198.51.100.1"  # RFC 5737; only where there is no route
 
 
@@ -113,17 +118,9 @@ def test_timed_out_unreachable_and_aborted(attach: str, net: Net) -> None:
     here = net[0]
     with tracer("connect", "--json", "--attach", attach, "--netns", here.name) as running:
         with here.entered():
-            with socket.socket() as silent:
-                silent.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 800)
-                with pytest.raises(TimeoutError):
-                    silent.connect((here.nobody, 1001))
-            with socket.socket() as lost, pytest.raises(OSError, match="No route to host"):
-                lost.connect((here.absent, 1002))
-            harness.start_hanging(here.nobody, 1003).close()
+            harness.connect_unanswered(here)
         events = running.events()
-    assert {e["rport"]: e["result"] for e in events} == {
-        **{1001: "ETIMEDOUT", 1002: "EHOSTUNREACH", 1003: "ECONNABORTED"}
-    }
+    assert {e["rport"]: e["result"] for e in events} == harness.UNANSWERED
     assert len(events) == 3
     assert {(e["pid"], e["laddr"]) for e in events} == {(os.getpid(), here.address)}
 
@@ -135,11 +132,8 @@ def test_no_free_port(attach: str, net: Net) -> None:
         with (
             tracer("connect", "--json", "--attach", attach, "--netns", here.name) as running,
             here.entered(),
-            harness.local_ports("45001 45001"),
-            harness.connect(there.address, port),
         ):
-            with pytest.raises(OSError, match="Cannot assign requested address"):
-                harness.connect(there.address, port)
+            harness.connect_without_a_port(there.address, port)
             events = running.events()
     assert [(e["raddr"], e["rport"], e["result"], e["pid"]) for e in events] == [
         (there.address, port, result, os.getpid()) for result in ("ok", "EADDRNOTAVAIL")
@@ -202,7 +196,7 @@ def test_refused_by_a_bpf_program(attach: str) -> None:
         port = server.getsockname()[1]
 
         def act() -> None:
-            (group / "cgroup.procs").write_text(str(os.getpid()))
+            harness.join_cgroup(group)
             for host in ("127.0.0.1", "::1"):
                 with pytest.raises(PermissionError):
                     harness.connect(host, port)
@@ -369,7 +363,7 @@ def flows(running: Tracer) -> list[Event]:
 
 def test_count(attach: str) -> None:
     """Exactly, also when several CPUs begin to count the same flow at once."""
-    each, threads = (10, 4) if FEW else (100, 4)
+    each, threads = (10, 4) if harness.EMULATED else (100, 4)
     arguments = ("--json", "--attach", attach, "-p", str(os.getpid()))
     with (
         tracer("connect", "-c", *arguments) as running,

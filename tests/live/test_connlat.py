@@ -18,10 +18,16 @@ from tcpcore.request.machinery import Machinery
 from tcpcore.request.request import Request
 from tcpcore.session.session import opened
 from tcpcore.tools import connlat
+from tests.facts import Facts
 from tests.live import harness
-from tests.live.harness import Event, Namespace, tracer
+from tests.live.harness import Event, Net, tracer
 
-Net = tuple[Namespace, Namespace]
+FACTS = Facts(
+    header="PID    COMM        IP SADDR           DADDR           DPORT LAT(ms) RESULT",
+    fields=frozenset({"latency_ns", "result"}),
+    reset=1,
+    closed=1,
+)
 
 
 def by_port(events: list[Event], port: int) -> list[Event]:
@@ -87,15 +93,9 @@ def test_timed_out_unreachable_and_aborted(attach: str, net: Net) -> None:
     here = net[0]
     with tracer("connlat", "--json", "--attach", attach, "--netns", here.name) as running:
         with here.entered():
-            with socket.socket() as silent:
-                silent.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 800)
-                with pytest.raises(TimeoutError):
-                    silent.connect((here.nobody, 1001))
-            with socket.socket() as lost, pytest.raises(OSError, match="No route to host"):
-                lost.connect((here.absent, 1002))
-            harness.start_hanging(here.nobody, 1003).close()
+            harness.connect_unanswered(here)
         results = {e["rport"]: e["result"] for e in running.events()}
-    assert results == {1001: "ETIMEDOUT", 1002: "EHOSTUNREACH", 1003: "ECONNABORTED"}
+    assert results == harness.UNANSWERED
 
 
 def test_fails_at_once(attach: str, net: Net) -> None:
@@ -106,11 +106,8 @@ def test_fails_at_once(attach: str, net: Net) -> None:
         with (
             tracer("connlat", "--json", "--attach", attach, "--netns", here.name) as running,
             here.entered(),
-            harness.local_ports("45001 45001"),
-            harness.connect(there.address, port),
         ):
-            with pytest.raises(OSError, match="Cannot assign requested address"):
-                harness.connect(there.address, port)
+            harness.connect_without_a_port(there.address, port)
             with pytest.raises(OSError, match="Network is unreachable"):
                 harness.connect("198.51.100.1", 1)
             events = running.events()
@@ -154,7 +151,7 @@ def test_owner_is_the_connecting_task() -> None:
 
 def test_no_entry_outlives_its_socket(attach: str) -> None:
     """20,000 refused and 5,000 aborted connects; an emulated machine gets a tenth."""
-    scale = 10 if os.environ.get("TCPCORE_TEST_ATTACH") else 1
+    scale = 10 if harness.EMULATED else 1
     closed, mine = harness.refused_port(), Filters(pid=[os.getpid()])
     with (
         opened(connlat.TOOL, Request(mine, machinery=Machinery(attach=(attach,)))) as trace,
@@ -177,6 +174,35 @@ def test_no_entry_outlives_its_socket(attach: str) -> None:
         names = list(fields.kinds(connlat.Event))
         last = trace.read(last=True)[-1]
         assert last[names.index("pid")] == os.getpid() and last[names.index("result")] == 0
+
+
+@pytest.mark.parametrize("delay", [20, 100])
+def test_a_known_delay(attach: str, delay: int) -> None:
+    """netem delays what the client sends: no connect is shorter, and none is longer than its caller
+    saw it."""
+    if subprocess.run(["modprobe", "-q", "sch_netem"], check=False).returncode:
+        pytest.skip("this kernel has no netem")
+    with harness.namespaces() as (here, there):
+        harness.sh(f"tc -n {here.name} qdisc add dev ve0 root netem delay {delay}ms")
+        with (
+            there.entered(),
+            harness.listener(there.address) as server,
+            tracer("connlat", "--json", "--attach", attach, "--netns", here.name) as running,
+            here.entered(),
+        ):
+            port = server.getsockname()[1]
+            seen = [timed_connect(there.address, port) for _ in range(5)]
+            latencies = [e["latency_ns"] for e in running.events()]
+    for ns, longest in zip(latencies, seen, strict=True):
+        assert delay * 1_000_000 <= ns <= longest
+
+
+def timed_connect(host: str, port: int) -> int:
+    """How long connect() took, in ns."""
+    with socket.socket() as client:
+        begin = time.monotonic_ns()
+        client.connect((host, port))
+        return time.monotonic_ns() - begin
 
 
 def test_summary() -> None:

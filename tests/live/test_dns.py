@@ -17,9 +17,7 @@ from dnslib import EDNS0, QTYPE, RR, A, DNSQuestion, DNSRecord
 from dnslib.label import DNSLabel
 
 from tests.live import harness
-from tests.live.harness import Event, Namespace, Tracer, tracer
-
-Net = tuple[Namespace, Namespace]
+from tests.live.harness import Event, Namespace, Net, Tracer, tracer
 
 STUB, RESOLVER6 = "127.0.0.53", "::1"  # as systemd-resolved's, and another
 HOST, HOST6, UNKNOWN = "10.78.0.1", "fd78::1", "10.78.0.2"

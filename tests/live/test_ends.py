@@ -16,9 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.live import harness
-from tests.live.harness import Namespace, tracer
-
-Net = tuple[Namespace, Namespace]
+from tests.live.harness import Net, tracer
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from tcpcore.tools import names
+from tests import facts
+from tests.facts import Act, nothing
 from tests.live import harness
-from tests.live.harness import CLONE_NEWNS, Event, Namespace, Tracer, tracer
+from tests.live.harness import CLONE_NEWNS, Event, Namespace, Net, PinnedMap, Tracer, tracer
 
-Net = tuple[Namespace, Namespace]
-FEW = bool(os.environ.get("TCPCORE_TEST_ATTACH"))  # in an emulated machine
 CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000  # include/uapi/linux/sched.h
 CONNECT = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2]))).close()"
 
@@ -234,27 +235,20 @@ def connect_as(name: bytes, port: int) -> None:
         harness.connect("127.0.0.1", port).close()
 
 
-# What these show of a connection both of whose ends pass; states, how it ends.
-EVENTS = {"connect": 1, "connlat": 1, "accept": 1, "tracer": 4, "life": 2}
-TOOLS = (*EVENTS, "states")
-
-
 @contextmanager
-def meeting(client: tuple[str, int], server: tuple[str, int]) -> Iterator[None]:
-    """A connection between these two. It ends with a RST: the ports are free again at once."""
+def meeting(client: tuple[str, int], server: tuple[str, int], act: Act = nothing) -> Iterator[None]:
+    """A connection between these two. It ends with a RST: the ports are free again at once.
+    act: what is done with it at first."""
     family = socket.AF_INET6 if ":" in client[0] else socket.AF_INET
     with harness.listener(*server) as listening, socket.socket(family) as connecting:
         connecting.bind(client)
         connecting.connect(server)
-        with listening.accept()[0]:
+        with listening.accept()[0] as accepted:
+            act(connecting, accepted)
             try:
                 yield
             finally:
                 harness.reset(connecting)
-
-
-def join(group: Path) -> None:
-    (group / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def unshare(flags: int) -> None:
@@ -323,7 +317,7 @@ FITTING = (
 
 
 def fit(cgroup: Path, netns: Namespace) -> None:
-    join(cgroup)
+    harness.join_cgroup(cgroup)
     libc = ctypes.CDLL(None)
     with Path("/run/netns", netns.name).open() as namespace:
         assert libc.setns(namespace.fileno(), 0) == 0
@@ -340,14 +334,14 @@ def user(uid: int) -> Iterator[None]:
         os.seteuid(0)
 
 
-def misfits(cgroups: tuple[Path, Path], elsewhere: Namespace) -> None:
+def misfits(cgroups: tuple[Path, Path], elsewhere: Namespace, act: Act) -> None:
     """A connection for each filter that fails that one alone, and one that passes them all."""
     inside, outside = cgroups
 
     def meet(
         what: str, client: str = CLIENT, server: str = SERVER, port: int = PORT, uid: int = 65534
     ) -> None:
-        with user(uid), meeting((client, FIRST + MISFITS.index(what)), (server, port)):
+        with user(uid), meeting((client, FIRST + MISFITS.index(what)), (server, port), act):
             pass
 
     assert harness.reap(harness.fork(lambda: meet("pid"))) == 0
@@ -361,48 +355,54 @@ def misfits(cgroups: tuple[Path, Path], elsewhere: Namespace) -> None:
     meet("raddr", server="127.0.0.4")
     with elsewhere.entered():
         meet("netns")
-    join(outside)
+    harness.join_cgroup(outside)
     meet("cgroup")
-    join(inside)
+    harness.join_cgroup(inside)
     meet("")
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", names())
 def test_each_filter_alone_keeps_a_connection_out(tool: str, net: Net) -> None:
     """Both ends of a connection fail, since ports and addresses are those of either."""
     here, there = net
+    shown = facts.of(tool)
+
+    def act() -> None:
+        misfits((inside, outside), there, shown.provoke)
+
     with (
         harness.cgroup() as inside,
         harness.cgroup() as outside,
-        puppet(lambda: fit(inside, here), lambda: misfits((inside, outside), there)) as made,
+        puppet(lambda: fit(inside, here), act) as made,
     ):
         whose = ("--pid", str(made.pid), "--netns", here.name, "--cgroup", str(inside))
         with tracer(tool, "--json", *FITTING, *whose) as running:
             made.act()
             events = running.events()
     clients = (min(e["lport"], e["rport"]) for e in events)
-    expected = EVENTS.get(tool, 3 + 1)  # until it is accepted, the server's end is nobody's
-    assert Counter(MISFITS[port - FIRST] for port in clients) == {"": expected}
+    assert Counter(MISFITS[port - FIRST] for port in clients) == {"": shown.reset}
     assert {(e["pid"], e["uid"], e["comm"]) for e in events} == {(made.pid, 65534, "fitting")}
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", names())
 def test_netns_tells_equal_connections_apart(tool: str, net: Net) -> None:
     """They exist at the same time."""
     here, there = net
+    shown = facts.of(tool)
     with tracer(tool, "--json", "--netns", here.name) as running:
         with ExitStack() as stack:
             for namespace in (there, here):
                 with namespace.entered():
-                    stack.enter_context(meeting(("127.0.0.1", 2000), ("127.0.0.1", PORT)))
+                    ends = ("127.0.0.1", 2000), ("127.0.0.1", PORT)
+                    stack.enter_context(meeting(*ends, shown.provoke))
         events = running.events()
-    expected = EVENTS.get(tool, 3 + 3 + 2)  # the client's end, the server's, the listener
+    expected = shown.reset + shown.ownerless + shown.listener
     assert Counter(e["netns"] for e in events) == {here.inode: expected}
 
 
 def contain(group: Path) -> None:
     """What makes a container."""
-    join(group)
+    harness.join_cgroup(group)
     unshare(CLONE_NEWNS | CLONE_NEWNET)
     harness.sh("ip link set lo up")
     unshare(CLONE_NEWPID)
@@ -412,59 +412,45 @@ def owner(event: Event) -> tuple[int | None, int, int | None]:
     return event["pid"], event["netns"], event.get("cgroup_id")
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", names())
 def test_a_container(tool: str) -> None:
     """However it is named: its connections are shown and none of the host's."""
-    with harness.cgroup() as group, puppet(lambda: contain(group)) as inside:
+    shown = facts.of(tool)
+
+    def act() -> None:
+        harness.session(act=shown.provoke)
+
+    with harness.cgroup() as group, puppet(lambda: contain(group), act) as inside:
         pid = str(inside.pid)
         netns, pidns = (str(Path("/proc", pid, f"ns/{x}").stat().st_ino) for x in ("net", "pid"))
         ways = [
             ("--cgroup", str(group), "--netns", pid, "--pid", "1", "--pidns", pidns),
             ("--netns", netns),
             ("--pid", pid),
-        ][: 1 if FEW else None]
+        ][: 1 if harness.EMULATED else None]
         with ExitStack() as stack:
             tracers = [stack.enter_context(tracer(tool, "--json", *way)) for way in ways]
             inside.act()
-            harness.session()
+            act()
             seen = [Counter(map(owner, running.events())) for running in tracers]
-        cgroup = None if tool in ("connlat", "states") else group.stat().st_ino
+        cgroup = group.stat().st_ino if "cgroup_id" in shown.fields else None
     whose = (inside.pid, int(netns), cgroup)
-    expected = EVENTS.get(tool, 5 + 3 + 2)  # as above, with a close in order
+    expected = shown.closed + shown.listener
     # --netns asks for no owner: the server's end also shows while it is nobody's.
-    nobodys = {(None, int(netns), None): 2} if tool == "states" else {}
+    nobodys = Counter({(None, int(netns), None): shown.ownerless})
     for way, found in zip(ways, seen, strict=True):
-        more = nobodys if way[0] == "--netns" else {}
-        assert (way, found) == (way, {whose: expected} | more)
-
-
-class Pinned:
-    """A map of somebody else's."""
-
-    def __init__(self, path: Path, what: str) -> None:
-        self.path = str(path)
-        harness.sh(f"bpftool map create '{path}' type {what} entries 16 name x")
-
-    def _change(self, verb: str, key: int, more: str = "") -> None:
-        numbers = " ".join(map(str, key.to_bytes(8, sys.byteorder)))
-        harness.sh(f"bpftool map {verb} pinned '{self.path}' key {numbers} {more}")
-
-    def add(self, key: int, value: int) -> None:
-        """value: how many bytes of zeros."""
-        self._change("update", key, "value" + " 0" * value)
-
-    def remove(self, key: int) -> None:
-        self._change("delete", key)
+        more = nobodys if way[0] == "--netns" else Counter()
+        assert (way, found) == (way, Counter({whose: expected}) + more)
 
 
 @pytest.mark.parametrize("tool", ["connect", "tracer"])
 def test_pinned_maps(tool: str, pins: Path) -> None:
     """Whose key is in the map when the connection is made: at first and at last, nobody's."""
-    cgroups = Pinned(pins / "cgroups", "hash key 8 value 8")
-    mounts = Pinned(pins / "mounts", "hash key 8 value 4")
+    cgroups = PinnedMap(pins / "cgroups", "hash key 8 value 8")
+    mounts = PinnedMap(pins / "mounts", "hash key 8 value 4")
     with (
         harness.cgroup() as group,
-        puppet(lambda: join(group)) as grouped,
+        puppet(lambda: harness.join_cgroup(group)) as grouped,
         puppet(lambda: unshare(CLONE_NEWNS)) as mounted,
         tracer(tool, "--json", "--cgroupmap", cgroups.path) as of_cgroup,
         tracer(tool, "--json", "--mntnsmap", mounts.path) as of_mounts,
@@ -485,7 +471,9 @@ def test_pinned_maps(tool: str, pins: Path) -> None:
         mounts.remove(mount)
         act()
         for running, wanted in ((of_cgroup, grouped), (of_mounts, mounted)):
-            assert Counter(e["pid"] for e in running.events()) == {wanted.pid: EVENTS[tool]}
+            assert Counter(e["pid"] for e in running.events()) == {
+                wanted.pid: facts.of(tool).closed
+            }
 
 
 @pytest.mark.parametrize(
@@ -500,7 +488,7 @@ def test_pinned_maps(tool: str, pins: Path) -> None:
 def test_no_such_map(tool: str, option: str, what: str, pins: Path) -> None:
     path = pins / "map"
     if what:
-        Pinned(path, what)
+        PinnedMap(path, what)
     running = Tracer(tool, option, str(path))
     assert running.wait() == 2
     (line,) = running.errors()
@@ -512,8 +500,8 @@ def test_a_connection_that_nobody_accepts(tool: str, pins: Path) -> None:
     """Nobody has the server's end: a filter by owner leaves it out though it would fit who listens,
     except for the user, whom the socket tells."""
     me, here = str(os.getpid()), Path("/proc/self")
-    cgroups = Pinned(pins / "cgroups", "hash key 8 value 8")
-    mounts = Pinned(pins / "mounts", "hash key 8 value 8")
+    cgroups = PinnedMap(pins / "cgroups", "hash key 8 value 8")
+    mounts = PinnedMap(pins / "mounts", "hash key 8 value 8")
     cgroup = harness.cgroup_of(here)
     cgroups.add(cgroup.stat().st_ino, 8)
     mounts.add((here / "ns/mnt").stat().st_ino, 8)
@@ -535,7 +523,7 @@ def test_a_connection_that_nobody_accepts(tool: str, pins: Path) -> None:
 
 def test_sessions_older_than_the_trace(pins: Path) -> None:
     """The owner is the process that has the file; its user is the socket's."""
-    mounts = Pinned(pins / "mounts", "hash key 8 value 8")
+    mounts = PinnedMap(pins / "mounts", "hash key 8 value 8")
     comm = Path("/proc/self/comm").read_text().strip()
     shown: dict[tuple[str, str], int] = {("--comm", comm): 2, ("--comm", "x" + comm): 0}
     shown[("-u", "0")] = 2

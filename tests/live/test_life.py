@@ -15,17 +15,26 @@ from pathlib import Path
 
 import pytest
 
+from tests.facts import Facts
 from tests.live import harness
-from tests.live.harness import Event, Namespace, tracer
+from tests.live.harness import Event, Net, tracer
 
-Net = tuple[Namespace, Namespace]
+FACTS = Facts(
+    header="PID    COMM       LADDR           LPORT RADDR           RPORT TX_KB  RX_KB  MS",
+    fields=frozenset(
+        {
+            *("duration_ns", "tx_bytes", "rx_bytes", "cgroup_id", "retransmits"),
+            *("rtt_min_us", "srtt_us", "role", "reason"),
+        }
+    ),
+    reset=2,
+    closed=2,
+    queued=2,
+    kept=2,
+)
 Act = Callable[[socket.socket, socket.socket], None]
 
 MIB = 1 << 20
-
-
-def ports(client: socket.socket) -> tuple[int, int]:
-    return client.getsockname()[1], client.getpeername()[1]
 
 
 def sides(events: list[Event], client: int, server: int) -> tuple[Event, Event]:
@@ -66,7 +75,7 @@ def test_bytes(attach: str) -> None:
     with tracer("life", "--json", "--attach", attach) as running:
         for (up, down), host, close in cases:
             with harness.pair(host) as (client, accepted):
-                ends.append(ports(client))
+                ends.append(harness.ports(client))
                 exchange(client, accepted, up, down)
                 close(client, accepted)
         events = running.events()
@@ -112,7 +121,7 @@ def half_closed_by_server(client: socket.socket, accepted: socket.socket) -> Non
 def test_half_closed(attach: str, act: Act) -> None:
     with tracer("life", "--json", "--attach", attach) as running:
         with harness.pair() as (client, accepted):
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
             act(client, accepted)
         found = sides(running.events(), lport, port)
     assert [(e["tx_bytes"], e["rx_bytes"]) for e in found] == [(10, 20), (20, 10)]
@@ -140,7 +149,7 @@ def test_a_socket_that_listens_after_its_session(attach: str) -> None:
     with tracer("life", "--json", "--attach", attach, "-p", f"{os.getpid()}") as running:
         with harness.listener() as server, socket.socket() as client:
             client.connect(server.getsockname())
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
             server.accept()[0].close()
             harness.disconnect(client)
             client.listen()
@@ -158,7 +167,7 @@ def test_a_child_that_serves(attach: str) -> None:
     with tracer("life", "--json", "--attach", attach) as running, harness.listener() as server:
         child = harness.fork(serve)
         with harness.connect("127.0.0.1", server.getsockname()[1]) as client:
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
             assert client.recv(5, socket.MSG_WAITALL) == b"hello"
             assert client.recv(1) == b""
         assert harness.reap(child) == 0
@@ -170,7 +179,7 @@ def test_a_child_that_serves(attach: str) -> None:
 def test_v4mapped_is_ipv4(attach: str) -> None:
     with tracer("life", "--json", "--attach", attach) as running:
         with harness.pair("::ffff:127.0.0.1", "::") as (client, accepted):
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
             close_in_order(client, accepted)
         both = sides(running.events(), lport, port)
     for event in both:
@@ -201,7 +210,7 @@ def test_duration_over_a_known_delay(attach: str) -> None:
         with tracer("life", "--json", "--attach", attach) as running:
             with there.entered(), harness.listener(there.address) as server, here.entered():
                 client = harness.connect(there.address, server.getsockname()[1])
-                lport, port = ports(client)
+                lport, port = harness.ports(client)
                 with server.accept()[0] as accepted:
                     close_in_order(client, accepted)
             running.wait_for(lambda e: e["lport"] == lport)
@@ -229,7 +238,7 @@ def unread(client: socket.socket, accepted: socket.socket) -> None:
 def test_reset(attach: str, act: Act, by_server: bool) -> None:
     with tracer("life", "--json", "--attach", attach) as running:
         with harness.pair() as (client, accepted):
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
             ends = (accepted, client) if by_server else (client, accepted)
             exchange(client, accepted, 10, 20)
             act(*ends)
@@ -246,7 +255,7 @@ def test_who_resets_it_is_its_owner(attach: str) -> None:
     """Also where another process began it."""
     with tracer("life", "--json", "--attach", attach) as running:
         with harness.pair() as (client, _):
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
             begin, begun = os.pipe()
 
             def end_it() -> None:
@@ -273,7 +282,7 @@ def test_reset_after_a_fin(attach: str) -> None:
         tracer("life", "--json", "--attach", attach) as running,
         harness.pair() as (client, accepted),
     ):
-        lport, port = ports(client)
+        lport, port = harness.ports(client)
         client.shutdown(socket.SHUT_WR)
         assert accepted.recv(1) == b""
         harness.reset(client)
@@ -284,7 +293,7 @@ def test_reset_after_a_fin(attach: str) -> None:
 def test_closed_while_the_peer_still_sends(attach: str) -> None:
     """Without a process there is nobody to wait for the peer's FIN: the session is over."""
     with tracer("life", "--json", "--attach", attach) as running, harness.pair() as (client, _):
-        lport, _ = ports(client)
+        lport, _ = harness.ports(client)
         client.close()
         event = running.wait_for(lambda e: e["lport"] == lport)
     assert (event["reason"], event["pid"]) == ("fin", os.getpid())
@@ -296,7 +305,7 @@ def test_reset_while_it_waits_for_the_peers_fin(attach: str) -> None:
         tracer("life", "--json", "--attach", attach) as running,
         harness.pair() as (client, accepted),
     ):
-        lport, port = ports(client)
+        lport, port = harness.ports(client)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, 100)
         client.close()
         harness.until(lambda: harness.sh(f"ss -Htn state fin-wait-2 sport = :{lport}"))
@@ -314,7 +323,7 @@ def test_both_close_at_once(attach: str) -> None:
         with tracer("life", *arguments) as running:
             with there.entered(), harness.listener(there.address) as server, here.entered():
                 client = harness.connect(there.address, server.getsockname()[1])
-                lport, _ = ports(client)
+                lport, _ = harness.ports(client)
                 accepted, _ = server.accept()
             harness.sh(f"ip -n {here.name} neigh replace {there.address} dev ve0 {lost}")
             client.shutdown(socket.SHUT_WR)
@@ -344,7 +353,7 @@ def test_timeout(attach: str) -> None:
             server = harness.listener(there.address)
         with server, here.entered():
             client = harness.connect(there.address, server.getsockname()[1])
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
             accepted, _ = server.accept()
         with client, accepted:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 500)
@@ -371,7 +380,7 @@ def test_older_than_the_trace(attach: str, everything: bool) -> None:
             pass
 
     with harness.pair() as (client, accepted):
-        lport, port = ports(client)
+        lport, port = harness.ports(client)
         exchange(client, accepted, 1000, 2000)
         child = harness.fork(serve)
         accepted.close()
@@ -399,7 +408,7 @@ def test_older_sessions_of_others_are_filtered(attach: str) -> None:
             tracer("life", *arguments, "1") as others,
         ):
             found = [running.events() for running in (ours, others)]
-        expected = {ports(client), ports(accepted)}
+        expected = {harness.ports(client), harness.ports(accepted)}
     assert {(e["lport"], e["rport"]) for e in found[0]} == expected
     assert not expected & {(e["lport"], e["rport"]) for e in found[1]}
 
@@ -414,7 +423,7 @@ def test_open_at_the_end(attach: str, everything: bool) -> None:
     ):
         exchange(client, accepted, 3, 4)
         events = running.events()
-        new, before = ports(client), ports(older)
+        new, before = harness.ports(client), harness.ports(older)
     one, two = sides(events, *new)
     assert (one["reason"], two["reason"]) == ("open", "open")
     assert (one["tx_bytes"], one["rx_bytes"]) == (3, 4)
@@ -439,7 +448,7 @@ def test_round_trip_time(attach: str) -> None:
         exchange(client, accepted, 1000, 2000)
         harness.until(lambda: len({round_trip(client) for _ in range(10)}) == 1)
         expected = round_trip(client)
-        one, _ = sides(running.events(), *ports(client))
+        one, _ = sides(running.events(), *harness.ports(client))
     assert expected and one["srtt_us"] == expected
 
 
@@ -488,7 +497,7 @@ def test_cgroup_of_an_older_session(attach: str) -> None:
     with harness.cgroup() as group, harness.pair() as (client, _):
         told, ready = socket.socketpair()
         with told, ready:
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
             child = harness.fork(hold)
             assert told.recv(1)
             client.close()
@@ -524,7 +533,7 @@ def test_never_accepted(attach: str) -> None:
     with tracer("life", "--json", "--attach", attach) as running:
         with harness.listener() as server:
             client = harness.connect("127.0.0.1", server.getsockname()[1])
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
         client.close()
         one, two = sides(running.events(), lport, port)
     assert (one["pid"], one["reason"]) == (os.getpid(), "reset received")
@@ -568,7 +577,7 @@ MORE = ["REASON", "RETRANS", "MINRTT(us)", "SRTT(us)", "UID", "NETNS"]
 def test_columns(options: list[str], titles: list[str]) -> None:
     with tracer("life", *options) as running:
         with harness.pair() as (client, accepted):
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
             exchange(client, accepted, 1024, 1536)
             close_in_order(client, accepted)
         assert running.stop() == 0

@@ -130,9 +130,9 @@ def test_with_two_capabilities_each_tool_works_or_says_what_it_lacks() -> None:
 # The default, and then the same size on demand.
 RINGS = """
 import os, socket, tcpcore
-from tcpcore.session import tracing
+from tcpcore.request import machinery
 
-tracing.default_buffer = lambda: 16 << 20
+machinery.default_buffer = lambda: 16 << 20
 try:
     with tcpcore.trace("connlat", map_size=64, pid=os.getpid(), count=1) as events:
         print(events._session.program.rings["events"].size)

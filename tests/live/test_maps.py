@@ -10,20 +10,23 @@ import pytest
 
 import tcpcore
 from tcpcore import tools
+from tests import facts
+from tests.facts import Act
 from tests.live import harness
-from tests.live.harness import Namespace, Tracer, tracer
+from tests.live.harness import Namespace, Net, Tracer, tracer
+from tests.unit.samples import tool as tool_named
 
-Net = tuple[Namespace, Namespace]
 TOOLS = tools.names()
-FEW = bool(os.environ.get("TCPCORE_TEST_ATTACH"))  # in an emulated machine
-FILTERS = [(), ("-D", "1"), ("-p", "1"), ("--comm", "nobody")][: 1 if FEW else None]
+KEEPERS = [name for name in TOOLS if tool_named(name).sockets]
+FILTERS = [(), ("-D", "1"), ("-p", "1"), ("--comm", "nobody")][: 1 if harness.EMULATED else None]
 
 
-def all_kinds(here: Namespace) -> None:
-    """Connections that are accepted, or not, or never come to be; all of them gone."""
+def all_kinds(here: Namespace, act: Act) -> None:
+    """Connections that are accepted, or not, or never come to be; all of them gone. act: what is
+    done with those that come to something."""
     for host in ("127.0.0.1", "::1"):
-        harness.session(host)
-        harness.session(host, server_closes_first=True)
+        harness.session(host, act=act)
+        harness.session(host, server_closes_first=True, act=act)
         harness.refuse(host, harness.refused_port(host))
         never_accepted(host)
         accepted_after_a_reset(host)
@@ -57,7 +60,7 @@ def test_no_entry_outlives_its_socket(
     arguments = ("--attach", attach, "--netns", here.name, *unwanted)
     with tracer(tool, "--json", *arguments) as running:
         with here.entered():
-            all_kinds(here)
+            all_kinds(here, facts.of(tool).provoke)
         left = running.entries()  # also those of the host's other sockets, which will go
         harness.until(lambda: not left & running.entries())
         assert bool(running.events()) != bool(unwanted)
@@ -95,7 +98,7 @@ def test_another_namespace_takes_no_place(tool: str, net: Net) -> None:
         assert not running.entries()
 
 
-@pytest.mark.parametrize("tool", ["accept", "connect", "connlat"])
+@pytest.mark.parametrize("tool", [name for name in KEEPERS if not facts.of(name).kept])
 def test_what_is_answered_or_accepted_has_no_entry(attach: str, tool: str, net: Net) -> None:
     """All was told of it: it needs no place while it lives."""
     here = net[0]
@@ -105,19 +108,18 @@ def test_what_is_answered_or_accepted_has_no_entry(attach: str, tool: str, net: 
         assert len(running.events()) == 1
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", KEEPERS)
 def test_its_end_forgets_what_a_missed_change_left(tool: str, net: Net) -> None:
     """An entry that is put back after the socket's last change goes with the socket."""
     here = net[0]
-    connects = tool in ("connect", "connlat")
     with tcpcore.trace(tool, netns=here.name) as events, here.entered():
-        kept = events._session.program.map("starts" if connects else "sockets")
+        kept = events._session.program.map(tool_named(tool).sockets[0])
         with ExitStack() as stack:
-            if connects:
-                client = stack.enter_context(harness.start_hanging(here.nobody, 1004))
-            else:
+            if facts.of(tool).queued:
                 server = stack.enter_context(harness.listener())
                 client = stack.enter_context(harness.connect(*server.getsockname()))
+            else:
+                client = stack.enter_context(harness.start_hanging(here.nobody, 1004))
             entries = {key: kept.get(key) for key in list(kept.keys())}
             harness.disconnect(client)
             for key, value in entries.items():
@@ -140,24 +142,22 @@ def test_entries_are_found(net: Net) -> None:
 PLACES, CONNECTIONS = 4, 12
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", KEEPERS)
 def test_a_full_map_is_counted(tool: str, net: Net) -> None:
     """Sockets that wait: for an answer, or at both ends to be accepted."""
-    here = net[0]
+    here, known = net[0], facts.of(tool)
     mine = ("--netns", here.name, "-p", str(os.getpid()), "--map-size", str(PLACES))
     with tracer(tool, "--json", *mine) as running, here.entered(), ExitStack() as stack:
-        if tool in ("connect", "connlat"):
-            sockets = CONNECTIONS
-            for i in range(sockets):
-                stack.enter_context(harness.start_hanging(here.nobody, 2000 + i))
-        else:
-            sockets = CONNECTIONS * (1 if tool == "accept" else 2)
+        if known.queued:
             server = stack.enter_context(harness.listener())
             for _ in range(CONNECTIONS):
                 stack.enter_context(harness.connect(*server.getsockname()))
+        else:
+            for i in range(CONNECTIONS):
+                stack.enter_context(harness.start_hanging(here.nobody, 2000 + i))
         assert running.stop() == 0
-    lost = lost_in_maps(running)
-    if tool == "states":  # counts each of a socket's changes; the listener has a place
+    sockets, lost = CONNECTIONS * (known.queued or 1), lost_in_maps(running)
+    if known.listener:  # counts each of a socket's changes; the listener has a place
         assert lost >= sockets + 1 - PLACES
     else:
         assert lost == sockets - PLACES

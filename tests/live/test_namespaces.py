@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.live import harness
-from tests.live.harness import TCPCORE, Namespace, tracer
+from tests.live.harness import TCPCORE, Namespace, Net, tracer
 
 CLONE_NEWPID = 0x20000000  # include/uapi/linux/sched.h
 
@@ -53,7 +53,7 @@ ALIKE = ("fd01::1", "fd02::1", "fd01::2", "fd01:0:0:1::1")  # in one half or the
 
 
 @pytest.fixture(scope="module")
-def inside(net: tuple[Namespace, Namespace]) -> Iterator[Namespace]:
+def inside(net: Net) -> Iterator[Namespace]:
     """The namespace that we are in, with these addresses on its loopback device."""
     for address in ALIKE:
         harness.sh(f"ip -n {net[0].name} addr add {address}/128 dev lo")

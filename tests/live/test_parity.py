@@ -17,13 +17,14 @@ from pathlib import Path
 import pytest
 
 from tests.live import harness
-from tests.live.harness import Event, Namespace, tracer
-
-Net = tuple[Namespace, Namespace]
+from tests.live.harness import Event, Net, tracer
 
 HOSTS = ("127.0.0.1", "::1")
 
-pytestmark = pytest.mark.skipif(not shutil.which("tcpstates"), reason="no libbpf-tools here")
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("tcpstates"), reason="no libbpf-tools here"),
+    pytest.mark.flaky_because("nothing tells when the original is attached, or has read all"),
+]
 
 
 # They need it, and a host need not have it mounted.
@@ -166,18 +167,14 @@ def test_connect(attach: str, tmp_path: Path, net: Net) -> None:
 def v4mapped_session() -> tuple[int, int]:
     """Its client and server port."""
     with harness.pair("::ffff:127.0.0.1", "::") as (client, _):
-        return client.getsockname()[1], client.getpeername()[1]
+        return harness.ports(client)
 
 
 def no_port_left() -> int:
     """Two connects, of which the second one finds none; the server's port."""
-    with harness.listener() as server, harness.local_ports("45001 45001"):
+    with harness.listener() as server:
         port = int(server.getsockname()[1])
-        with (
-            harness.connect("127.0.0.1", port),
-            pytest.raises(OSError, match="Cannot assign requested address"),
-        ):
-            harness.connect("127.0.0.1", port)
+        harness.connect_without_a_port("127.0.0.1", port)
     return port
 
 
@@ -274,25 +271,3 @@ def some_bytes(host: str, server_first: bool) -> int:
         first.close()
         assert second.recv(1) == b""
     return port
-
-
-@pytest.mark.parametrize("delay", [20, 100])
-def test_a_known_delay(attach: str, delay: int) -> None:
-    """netem delays each way of loopback: a connect takes two of them, within 2 ms."""
-    if subprocess.run(["modprobe", "-q", "sch_netem"], check=False).returncode:
-        pytest.skip("this kernel has no netem")
-    with harness.namespaces() as (here, there):
-        harness.sh(f"tc -n {here.name} qdisc add dev ve0 root netem delay {delay}ms")
-        with (
-            there.entered(),
-            harness.listener(there.address) as server,
-            tracer("connlat", "--json", "--attach", attach, "--netns", here.name) as running,
-            here.entered(),
-        ):
-            port = server.getsockname()[1]
-            for _ in range(5):
-                harness.connect(there.address, port).close()
-            events = running.events()
-    latencies = [e["latency_ns"] / 1e6 for e in events]
-    assert len(latencies) == 5
-    assert min(abs(x - delay) for x in latencies) < 2

@@ -8,10 +8,21 @@ from itertools import pairwise
 
 import pytest
 
+from tests.facts import Facts
 from tests.live import harness
-from tests.live.harness import Event, Namespace, tracer
+from tests.live.harness import Event, Net, tracer
 
-Net = tuple[Namespace, Namespace]
+FACTS = Facts(
+    header="SKADDR           PID     COMM       LADDR           LPORT RADDR           RPORT "
+    "OLDSTATE    -> NEWSTATE    MS",
+    fields=frozenset({"skaddr", "oldstate", "newstate", "duration_ns"}),
+    reset=3 + 1,  # the client's end, the server's
+    closed=5 + 3,
+    ownerless=2,
+    listener=2,
+    queued=2,
+    kept=2,
+)
 
 ACTIVE = ["CLOSE>SYN_SENT", "SYN_SENT>ESTABLISHED"]
 PASSIVE = ["LISTEN>SYN_RECV", "SYN_RECV>ESTABLISHED"]
@@ -75,6 +86,7 @@ def test_v4mapped_is_ipv4(attach: str) -> None:
     assert not [e for e in events if e["family"] == "ipv6"]
 
 
+@pytest.mark.each_variant
 def test_a_socket_older_than_the_trace(attach: str) -> None:
     with harness.listener() as server:
         client = harness.connect("127.0.0.1", server.getsockname()[1])

@@ -13,14 +13,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.facts import Facts
 from tests.live import harness
-from tests.live.harness import Event, Namespace, Tracer, tracer
+from tests.live.harness import Event, Net, Tracer, tracer
 
-Net = tuple[Namespace, Namespace]
+FACTS = Facts(
+    header="T PID    COMM        IP SADDR           DADDR           SPORT DPORT",
+    fields=frozenset({"cgroup_id", "tid", "action"}),
+    reset=4,
+    closed=4,
+    queued=2,
+    kept=2,
+)
 Seen = list[tuple[str, int | None]]
 Tuple = tuple[int, str, int, str, int]
 
-MIXED = 400 if os.environ.get("TCPCORE_TEST_ATTACH") else 10_000
+MIXED = 400 if harness.EMULATED else 10_000
 
 
 def ends(events: list[Event], client: int, server: int) -> tuple[Seen, Seen]:
@@ -31,10 +39,6 @@ def ends(events: list[Event], client: int, server: int) -> tuple[Seen, Seen]:
         for side in sides
     )
     return one, two
-
-
-def ports(client: socket.socket) -> tuple[int, int]:
-    return client.getsockname()[1], client.getpeername()[1]
 
 
 def ours(*actions: str) -> Seen:
@@ -60,7 +64,7 @@ def test_a_session(attach: str, host: str, server_first: bool) -> None:
 def test_v4mapped_is_ipv4(attach: str) -> None:
     with tracer("tracer", "--json", "--attach", attach, "-4") as running:
         with harness.pair("::ffff:127.0.0.1", "::") as (client, _):
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
         with harness.pair("::1"):
             pass
         events = running.events()
@@ -121,7 +125,7 @@ def both_shut_down(client: socket.socket, accepted: socket.socket) -> None:
 def test_one_end(attach: str, act: Act) -> None:
     with tracer("tracer", "--json", "--attach", attach) as running:
         with harness.pair() as (client, accepted):
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
             act(client, accepted)
         events = running.events()
     assert ends(events, lport, port) == (ours("connect", "close"), ours("accept", "close"))
@@ -131,7 +135,7 @@ def test_broken_off_by_its_peer(attach: str) -> None:
     """It ends then, not when its owner notices."""
     with tracer("tracer", "--json", "--attach", attach) as running:
         with harness.pair() as (client, accepted):
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
             harness.reset(client)
             wait_closed(running, port, lport)
             assert accepted.fileno() >= 0  # open still
@@ -148,7 +152,7 @@ def test_reset_after_a_fin(attach: str) -> None:
     """The peer's FIN ends nothing on this side; its reset does."""
     with tracer("tracer", "--json", "--attach", attach) as running:
         with harness.pair() as (client, accepted):
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
             client.shutdown(socket.SHUT_WR)
             assert accepted.recv(1) == b""
             harness.reset(client)
@@ -162,7 +166,7 @@ def test_closed_by_the_kernel(attach: str) -> None:
     it is in there itself: the kernel collects them; newer ones do so in a thread of the kernel."""
     with tracer("tracer", "--json", "--attach", attach) as running:
         with harness.pair() as (client, _):
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
             one, two = socket.socketpair()
             socket.send_fds(one, [b"x"], [client.fileno(), two.fileno()])
             client.close()
@@ -183,7 +187,7 @@ def test_never_accepted_by_any_user(attach: str, uid: int) -> None:
         harness.listener() as server,
     ):
         kept, shut, gone = [harness.connect(*server.getsockname()) for _ in range(3)]
-        found = [ports(client) for client in (kept, shut, gone)]
+        found = [harness.ports(client) for client in (kept, shut, gone)]
         shut.shutdown(socket.SHUT_WR)
         harness.reset(shut)
         harness.reset(gone)
@@ -198,7 +202,7 @@ def test_never_accepted_by_any_user(attach: str, uid: int) -> None:
 def test_never_accepted_and_older_than_the_trace(attach: str) -> None:
     with harness.listener() as server:
         client = harness.connect(*server.getsockname())
-        lport, port = ports(client)
+        lport, port = harness.ports(client)
         with tracer("tracer", "--json", "--attach", attach) as running:
             harness.reset(client)
             events = running.events()
@@ -216,7 +220,7 @@ def test_a_child_closes_last(attach: str) -> None:
     go, let_go = socket.socketpair()
     with tracer("tracer", "--json", "--attach", attach) as running, go, let_go:
         with harness.pair() as (client, _):
-            lport, port = ports(client)
+            lport, port = harness.ports(client)
             child = harness.fork(close)
             client.close()
             let_go.send(b"x")
@@ -272,7 +276,7 @@ def test_a_socket_that_is_passed_on(attach: str) -> None:
         arguments = ("--attach", attach, "-p", str(os.getpid()))
         with tracer("tracer", "--json", *arguments) as running:
             with harness.pair() as (client, _):
-                lport, port = ports(client)
+                lport, port = harness.ports(client)
                 socket.send_fds(mine, [b"x"], [client.fileno()])
                 client.close()
                 mine.send(b"x")
@@ -297,7 +301,7 @@ def test_never_accepted(attach: str) -> None:
 def test_reset_before_it_is_accepted(attach: str) -> None:
     with tracer("tracer", "--json", "--attach", attach) as running, harness.listener() as server:
         client = harness.connect("127.0.0.1", server.getsockname()[1])
-        lport, port = ports(client)
+        lport, port = harness.ports(client)
         harness.reset(client)
         server.accept()[0].close()
         events = running.events()
@@ -332,7 +336,7 @@ def test_uid_is_that_of_the_accepting_task(attach: str) -> None:
     with harness.listener() as server, tracer("tracer", *arguments) as running:
         child = harness.fork(serve)
         client = harness.connect(*server.getsockname())
-        lport, port = ports(client)
+        lport, port = harness.ports(client)
         assert client.recv(1) == b"" and harness.reap(child) == 0
         client.close()
         events = running.events()
@@ -341,7 +345,7 @@ def test_uid_is_that_of_the_accepting_task(attach: str) -> None:
 
 def test_older_than_the_trace(attach: str) -> None:
     with harness.pair() as (client, accepted):
-        lport, port = ports(client)
+        lport, port = harness.ports(client)
         with tracer("tracer", "--json", "--attach", attach) as running:
             client.close()
             accepted.close()

@@ -18,6 +18,7 @@ from tcpcore.model.tool import Tool
 from tcpcore.sinks.csv import Csv, csv_lines
 from tcpcore.sinks.ndjson import Json
 from tcpcore.sinks.table import Text
+from tests import facts
 from tests.unit.samples import TOOLS, address, as_csv, as_json, as_table, comm, event, tool
 
 LONGEST = "2001:1db8:1111:2222:3333:4444:5555:6666"  # 39 characters
@@ -27,28 +28,6 @@ COMMON = (
     "type", "tool", "time", "ts_ns", "pid", "comm", "uid", "netns", "family", "laddr", "lport",
     "raddr", "rport",
 )  # fmt: skip
-OWN = {
-    "accept": {"wait_ns", "cgroup_id", "tid"},
-    "connect": {"duration_ns", "cgroup_id", "tid", "result", "query", "query_age_ns"},
-    "connlat": {"latency_ns", "result"},
-    "life": {
-        *("duration_ns", "tx_bytes", "rx_bytes", "cgroup_id", "retransmits", "rtt_min_us"),
-        *("srtt_us", "role", "reason"),
-    },
-    "states": {"skaddr", "oldstate", "newstate", "duration_ns"},
-    "tracer": {"cgroup_id", "tid", "action"},
-}
-
-# Scripts cut columns by their place. Most are those of libbpf-tools.
-HEADERS = {
-    "accept": "PID    COMM        IP RADDR           RPORT LADDR           LPORT WAIT(ms)",
-    "connect": "PID    COMM        IP SADDR           DADDR           DPORT RESULT",
-    "connlat": "PID    COMM        IP SADDR           DADDR           DPORT LAT(ms) RESULT",
-    "life": "PID    COMM       LADDR           LPORT RADDR           RPORT TX_KB  RX_KB  MS",
-    "states": "SKADDR           PID     COMM       LADDR           LPORT RADDR           RPORT "
-    "OLDSTATE    -> NEWSTATE    MS",
-    "tracer": "T PID    COMM        IP SADDR           DADDR           SPORT DPORT",
-}
 
 NASTY = (
     (b"\x1b[2J\x1b]0;x\x07", r"\x1b[2J\x1b]0;x\x07"),
@@ -77,7 +56,7 @@ def lines_up(header: str, row: str) -> bool:
 
 
 def test_columns_stay_where_they_are(each: Tool) -> None:
-    assert as_table(each).header() == HEADERS[each.name] + "\n"
+    assert as_table(each).header() == facts.of(each.name).header + "\n"
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -139,8 +118,7 @@ def test_json_has_the_fields_of_the_design(each: Tool) -> None:
     for line in lines:
         found = json.loads(line)
         assert tuple(found)[: len(COMMON)] == COMMON
-        if each.name in OWN:
-            assert set(found) - set(COMMON) == OWN[each.name]
+        assert set(found) - set(COMMON) == facts.of(each.name).fields
         assert (found["type"], found["tool"]) == ("event", each.name)
         assert (found["pid"], found["lport"], found["family"]) == (4711, 40000, "ipv4")
         assert found["raddr"] == "198.51.100.7"
