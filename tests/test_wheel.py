@@ -109,7 +109,7 @@ def test_the_sdist_has_the_sources_and_nothing_built(sdist: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = ["Makefile", "hatch_build.py", "pyproject.toml", "LICENSE", "tests/test_wheel.py"]
     wanted += [str(path.relative_to(ROOT)) for path in ROOT.glob("bpf/**/*.[ch]")]
-    wanted += [str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md")]
+    wanted += [str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")]
     assert not set(wanted) - names
     assert not [name for name in names if name.endswith((".o", ".so", ".pyc"))]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any, cast
 import tcpcore
 from tcpcore.loader import ObjectFile
 from tcpcore.model import fields
-from tcpcore.model.tool import Lines, Tool
+from tcpcore.model.tool import Histograms, Lines, Tool
 from tcpcore.sinks import csv, ndjson, table
 from tcpcore.tools import names
 
@@ -26,6 +27,20 @@ ARCHITECTURES = ("x86", "arm64")
 
 def tool(name: str) -> Tool:
     return cast(Tool, importlib.import_module(f"tcpcore.tools.{name}").TOOL)
+
+
+def with_each_flag(name: str) -> list[Tool]:
+    """The tool as it is, and with each of its flags set alone."""
+    make = importlib.import_module(f"tcpcore.tools.{name}").tool
+    parameters = inspect.signature(make).parameters
+    flags = [flag for flag, parameter in parameters.items() if parameter.default is False]
+    return [tool(name), *(make(**{flag: True}) for flag in flags)]
+
+
+def all_lines(name: str) -> list[Lines]:
+    """What the tool shows, whatever its options."""
+    kinds = [kind for each in with_each_flag(name) for kind in each.kinds]
+    return [kind.lines for kind in kinds if not isinstance(kind, Histograms)]
 
 
 def lines(of: Tool) -> Lines:

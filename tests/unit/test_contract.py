@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import inspect
 import re
 import struct
 from collections.abc import Iterable
@@ -19,10 +17,10 @@ from elftools.elf.elffile import ELFFile
 from tcpcore.loader import ObjectFile, Slot, Way
 from tcpcore.loader.object import encode
 from tcpcore.model import fields
-from tcpcore.model.tool import Histograms, Tool
+from tcpcore.model.tool import Tool
 from tcpcore.request.filters import Filters
 from tcpcore.request.values import MAX_TARGETS
-from tests.unit.samples import PACKAGE, ROOT, TOOLS, tool
+from tests.unit.samples import PACKAGE, ROOT, TOOLS, all_lines, tool, with_each_flag
 
 Built = tuple[str, ObjectFile]
 
@@ -161,19 +159,12 @@ def test_every_rodata_filter_can_be_written(built: Built) -> None:
 
 
 def with_options(name: str) -> Tool:
-    """The tool as its command makes it, with all that its flags bring, one by one."""
-    module = importlib.import_module(f"tcpcore.tools.{name}")
-    whole = tool(name)
-    for flag, parameter in inspect.signature(module.tool).parameters.items():
-        if parameter.default is False:
-            one: Tool = module.tool(**{flag: True})
-            kinds = (*whole.kinds, *(kind for kind in one.kinds if kind not in whole.kinds))
-            whole = replace(
-                whole,
-                kinds=kinds,
-                rodata={**whole.rodata, **one.rodata},
-                seed=whole.seed or one.seed,
-            )
+    """The tool with all that its flags bring, one by one."""
+    whole, *others = with_each_flag(name)
+    for one in others:
+        kinds = (*whole.kinds, *(kind for kind in one.kinds if kind not in whole.kinds))
+        rodata, seed = {**whole.rodata, **one.rodata}, whole.seed or one.seed
+        whole = replace(whole, kinds=kinds, rodata=rodata, seed=seed)
     return whole
 
 
@@ -212,11 +203,9 @@ def test_btf_is_there_and_dwarf_is_not(built: Built) -> None:
 
 @pytest.mark.parametrize("name", TOOLS)
 def test_columns_are_of_the_row(name: str) -> None:
-    for of in (tool(name), with_options(name)):
-        for kind in of.kinds:
-            if not isinstance(kind, Histograms):
-                columns = {c.field for c in (*kind.lines.columns, *kind.lines.wide)}
-                assert columns <= set(fields.kinds(kind.lines.row))
+    for lines in all_lines(name):
+        columns = {column.field for column in (*lines.columns, *lines.wide)}
+        assert columns <= set(fields.kinds(lines.row))
 
 
 def module_name(path: Path) -> str:
