@@ -42,7 +42,7 @@ def live(command: Sequence[str], awaited: bytes, environment: Mapping[str, str])
         time.sleep(_SETTLED)
         begin = time.monotonic()
         process.send_signal(signal.SIGINT)
-        process.wait(_LIMIT)
+        _await_exit(process)
         end = time.monotonic() - begin
         reader.join()
         return Life(start, end)
@@ -62,6 +62,17 @@ def _wait(terminal: int, awaited: bytes, command: Sequence[str]) -> None:
         if not more:
             raise TracerError(f"{' '.join(command)} did not say {awaited!r}, but {said!r}")
         said += more
+
+
+def _await_exit(process: subprocess.Popen[bytes]) -> None:
+    """Popen.wait() with a limit looks every 50 ms only."""
+    handle = os.pidfd_open(process.pid)
+    try:
+        if not select.select([handle], [], [], _LIMIT)[0]:
+            raise TracerError(f"{process.args!r} did not end")
+    finally:
+        os.close(handle)
+    process.wait()
 
 
 def _drain(terminal: int) -> None:

@@ -9,7 +9,11 @@ def main() -> None:
     """Until something is traced, Ctrl-C has nothing to finish; and nobody wants a traceback."""
     # For the next import alone, which takes a tenth of a start.
     sys.excepthook = _quiet
+    import gc
     import signal
+
+    # What a start makes stays. run() enables the collector again.
+    gc.disable()
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

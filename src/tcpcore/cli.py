@@ -13,9 +13,8 @@ from tcpcore import __version__
 from tcpcore.errors import TcpcoreError, UsageError
 from tcpcore.model import net
 from tcpcore.model.option import Examples
-from tcpcore.options import command
 from tcpcore.sinks.destination import tell
-from tcpcore.tools import names
+from tcpcore.tools import about, names
 
 # typer carries a copy of click since 0.2x, under a private name.
 _ClickUsageError: Any = typer.BadParameter.__mro__[1]
@@ -28,7 +27,7 @@ Exit codes: 0 done, 1 failure, 2 usage, 3 this kernel cannot run the tool, 4 mis
 
 
 def application(wanted: list[str]) -> typer.Typer:
-    """The command line with these tools."""
+    """The command line with these tools; where there are none, with a list of all of them."""
     app = typer.Typer(
         help=_HELP,
         rich_markup_mode="rich",  # typer imports rich for --help alone
@@ -37,9 +36,23 @@ def application(wanted: list[str]) -> typer.Typer:
     )
     app.callback()(_main)
     for name in wanted:
-        module = importlib.import_module(f"tcpcore.tools.{name}")
-        app.command(name, epilog=_examples(module.EXAMPLES))(command(module))
+        _add(app, name)
+    for name in [] if wanted else names():
+        app.command(name, help=paragraphs(about(name)))(_main)
     return app
+
+
+def _add(app: typer.Typer, name: str) -> None:
+    from tcpcore.options import command  # imports all that a trace needs
+
+    module = importlib.import_module(f"tcpcore.tools.{name}")
+    examples = _examples(module.EXAMPLES)
+    app.command(name, help=paragraphs(module.__doc__ or ""), epilog=examples)(command(module))
+
+
+def paragraphs(text: str) -> str:
+    """A docstring with a line for each paragraph, for the terminal to break."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 def _examples(pairs: Examples) -> str:
@@ -64,9 +77,12 @@ def _main(
 
 
 def _wanted(arguments: list[str]) -> list[str]:
-    """Only the tool that is called, so that it starts fast; all where none is."""
+    """The tool that is called, so that it starts fast; all where the shell asks for completions:
+    what is typed so far, it hands over in another way."""
+    if "_TCPCORE_COMPLETE" in os.environ:
+        return names()
     called = next((a for a in arguments if not a.startswith("-")), None)
-    return [called] if called in names() else names()
+    return [called] if called in names() else []
 
 
 def main() -> None:

@@ -4,8 +4,6 @@ typer reads a function's signature. A tool's is put together here: the parameter
 the fields of Common, so that the common vocabulary stands here once.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import inspect
@@ -194,7 +192,6 @@ def command(module: ModuleType) -> Callable[..., None]:
 
     vars(call)["__signature__"] = inspect.Signature([*own.values(), *shared.values()])
     call.__annotations__ = {p.name: p.annotation for p in (*own.values(), *shared.values())}
-    call.__doc__ = _paragraphs(module.__doc__ or "")
     return call
 
 
@@ -266,8 +263,3 @@ def _renamed(annotation: Any, taken: set[str], more: tuple[str, ...]) -> Any:
         name for name in (*_names(annotation), *more) if name not in taken
     )
     return _annotated(annotation.__origin__, option)
-
-
-def _paragraphs(text: str) -> str:
-    """A line each, for the terminal to break."""
-    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))

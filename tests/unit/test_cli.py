@@ -195,9 +195,15 @@ def test_no_privilege_leaves_an_existing_output_file_alone(tmp_path: Path) -> No
 
 def test_only_the_tool_that_is_called_is_imported() -> None:
     assert _wanted(["connlat", "--json"]) == ["connlat"]
-    assert _wanted(["--help"]) == TOOLS
-    assert _wanted([]) == TOOLS
-    assert _wanted(["no-such-tool"]) == TOOLS
+    assert _wanted(["--help"]) == []
+    assert _wanted([]) == []
+    assert _wanted(["no-such-tool"]) == []
+
+
+def test_the_shell_completes_the_options_of_every_tool() -> None:
+    typed = {"COMP_WORDS": "tcpcore life --al", "COMP_CWORD": "2"}
+    done = child("-m", "tcpcore", _TCPCORE_COMPLETE="complete_bash", **typed)
+    assert done.stdout.split() == ["--all"]
 
 
 SHOW_MODULES = "\nimport sys; print(*sys.modules, file=sys.stderr)"

@@ -104,7 +104,7 @@ def test_the_summary_of_the_build_is_used_until_the_object_changes(
     copy = tmp_path / file.path.name
     copy.write_bytes(file.path.read_bytes())
     store(copy)
-    summary = copy.with_suffix(".json")
+    summary = copy.with_suffix(".txt")
     assert ObjectFile(copy).variables(".rodata") == file.variables(".rodata")
     summary.write_text(summary.read_text().replace("target_family", "target_falsified"))
     assert "target_falsified" in ObjectFile(copy).variables(".rodata")

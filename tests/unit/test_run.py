@@ -82,6 +82,9 @@ class FakeSession:
             ],
         )
 
+    def wake_on(self, descriptor: int) -> None:
+        """No signal comes while it waits."""
+
     def wait(self, until: float) -> None:
         self._clock.now = min(self._clock.now + PERIOD, max(until, self._clock.now))
         self.waited.append(self._clock.now - 1000.0)
@@ -276,7 +279,7 @@ def test_each_style_shows_each_kind(clock: Clock) -> None:
 
 
 def test_what_the_kernel_counts_has_no_number_of_events(clock: Clock) -> None:
-    in_kernel = replace(CONNLAT, kinds=(replace(TABLE, is_fed=False),))
+    in_kernel = replace(CONNLAT, kinds=(TABLE._replace(is_fed=False),))
     loop.check(in_kernel, Limits(duration=1))
     loop.check(replace(CONNLAT, kinds=(TABLE,)), Limits(count=1))
     with pytest.raises(OptionError, match="count: this is counted in the kernel"):

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 
-@dataclass(frozen=True)
-class Symbol:
+class Symbol(NamedTuple):
     """A global variable: where it lies in its section, in bytes."""
 
     offset: int
     size: int
 
 
-@dataclass(frozen=True)
-class Struct:
+class Struct(NamedTuple):
     """A C struct's layout in bytes: its size, and (offset, size) of each member by name."""
 
     size: int
@@ -89,24 +85,29 @@ def _parse(path: Path) -> _Contents:
 
 
 def _summary(path: Path) -> Path:
-    return path.with_suffix(".json")
+    return path.with_suffix(".txt")
 
 
 def store(path: Path) -> None:
     """Write what a start needs to know of an object beside it; part of the build."""
-    content = {"crc32": zlib.crc32(path.read_bytes()), "variables": _parse(path).variables}
-    _summary(path).write_text(json.dumps(content, sort_keys=True) + "\n")
+    lines = [str(zlib.crc32(path.read_bytes()))]
+    for section, variables in sorted(_parse(path).variables.items()):
+        for name, (offset, size) in sorted(variables.items()):
+            lines.append(f"{section} {name} {offset} {size}")
+    _summary(path).write_text("\n".join(lines) + "\n")
 
 
 def _stored(path: Path) -> Variables | None:
     """What store() wrote, unless the object is another by now."""
     try:
-        content = json.loads(_summary(path).read_text())
+        crc32, *lines = _summary(path).read_text().splitlines()
     except OSError:
         return None
-    if content["crc32"] != zlib.crc32(path.read_bytes()):
+    if int(crc32) != zlib.crc32(path.read_bytes()):
         return None
-    variables: Variables = content["variables"]
+    variables: Variables = {}
+    for section, name, offset, size in map(str.split, lines):
+        variables.setdefault(section, {})[name] = (int(offset), int(size))
     return variables
 
 

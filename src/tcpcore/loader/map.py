@@ -5,14 +5,12 @@ from __future__ import annotations
 import ctypes
 import errno
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from tcpcore.errors import LibbpfError
 from tcpcore.loader.ffi import libbpf
 from tcpcore.loader.lifetime import Lifetime
 
 
-@dataclass(frozen=True)
 class Map:
     """A loaded map; sizes in bytes. bpf(2).
 
@@ -20,10 +18,9 @@ class Map:
     the map belongs to is closed: its descriptor may be somebody else's by then.
     """
 
-    fd: int
-    key_size: int
-    value_size: int
-    _life: Lifetime
+    def __init__(self, fd: int, key_size: int, value_size: int, life: Lifetime) -> None:
+        self.fd, self.key_size, self.value_size = fd, key_size, value_size
+        self._life = life
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None when the key is not there. Not for per-CPU maps."""

@@ -9,9 +9,9 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from tcpcore.errors import LibbpfError, TcpcoreError, UsageError
 from tcpcore.loader import aggregate, ffi, kernel
@@ -30,8 +30,7 @@ _LINK_TYPE_PERF_EVENT = 7
 _PERF_EVENT_KPROBE, _PERF_EVENT_KRETPROBE = 3, 4
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What the caller sets between open and load.
 
     rodata: values of .rodata variables by name: an int (or bool) for a scalar, bytes for an array
@@ -46,11 +45,11 @@ class Settings:
         against.
     """
 
-    rodata: Mapping[str, int | bytes] = field(default_factory=dict)
-    map_entries: Mapping[str, int] = field(default_factory=dict)
-    aggregates: Mapping[str, int] = field(default_factory=dict)
-    pins: Mapping[str, Path] = field(default_factory=dict)
-    rings: Mapping[str, RingSize] = field(default_factory=dict)
+    rodata: Mapping[str, int | bytes] = {}
+    map_entries: Mapping[str, int] = {}
+    aggregates: Mapping[str, int] = {}
+    pins: Mapping[str, Path] = {}
+    rings: Mapping[str, RingSize] = {}
     called: tuple[str, ...] = ()
     attach: Sequence[str] = ()
     btf: Path | None = None
@@ -105,7 +104,6 @@ class _LinkInfo(ctypes.Structure):
     ]
 
 
-@dataclass(frozen=True)
 class Attached:
     """A loaded object whose programs are attached.
 
@@ -116,14 +114,19 @@ class Attached:
     process: see Lifetime.
     """
 
-    file: ObjectFile
-    uses: tuple[Use, ...]
-    rings: Mapping[str, PerfBuffer]
-    aggregates: Mapping[str, Aggregate]
-    _maps: _Maps
-    _programs: Programs
-    _links: Sequence[ffi.LinkHandle]
-    _life: Lifetime
+    def __init__(
+        self,
+        file: ObjectFile,
+        uses: tuple[Use, ...],
+        rings: Mapping[str, PerfBuffer],
+        aggregates: Mapping[str, Aggregate],
+        maps: _Maps,
+        programs: Programs,
+        links: Sequence[ffi.LinkHandle],
+        life: Lifetime,
+    ) -> None:
+        self.file, self.uses, self.rings, self.aggregates = file, uses, rings, aggregates
+        self._maps, self._programs, self._links, self._life = maps, programs, links, life
 
     def check(self) -> None:
         """TcpcoreError where it cannot be used any more."""
@@ -333,7 +336,7 @@ def _attach_slot(
         links += more
         absent += refused
         attached += [] if refused else [section]
-    return replace(use, optional=tuple(attached), absent=tuple(absent)), links
+    return use._replace(optional=tuple(attached), absent=tuple(absent)), links
 
 
 def _find_maps(handle: ffi.ObjectHandle, file: ObjectFile) -> _Maps:

@@ -15,7 +15,7 @@ import select
 import struct
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tcpcore.errors import LibbpfError, PrivilegeError, TcpcoreError
 from tcpcore.loader import ffi
@@ -164,6 +164,10 @@ class PerfBuffer:
         self._life.check()
         return self._fd
 
+    def wake_on(self, descriptor: int) -> None:
+        """wait() ends as well once this is readable."""
+        self._poll.register(descriptor, select.POLLIN)
+
     def wait(self, seconds: float) -> None:
         """Until a ring is filled to its watermark, or the time is over."""
         self._life.check()
@@ -209,8 +213,7 @@ _UNUSED = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 )
 
 
-@dataclass(frozen=True)
-class RingSize:
+class RingSize(NamedTuple):
     """Bytes per CPU, rounded up to a power of two pages. least: what will do as well."""
 
     wanted: int

@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from tcpcore.errors import (
     LibbpfError,
@@ -27,8 +27,7 @@ _NAMES = {"fexit": "fentry", "kretprobe": "kprobe", "tp": "tracepoint"}
 _TRACEPOINTS = ("tp_btf", "raw_tp", "tracepoint")
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(NamedTuple):
     """Programs that together see what a slot is about, by ELF section.
 
     sections: attached in this order, each must attach.
@@ -40,8 +39,8 @@ class Way:
 
     sections: tuple[str, ...]
     optional: tuple[str, ...] = ()
-    types: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    rodata: Mapping[str, int] = field(default_factory=dict)
+    types: Mapping[str, Sequence[str]] = {}
+    rodata: Mapping[str, int] = {}
 
     @property
     def name(self) -> str:
@@ -58,8 +57,7 @@ class Way:
         return kernel.cannot(section, btf, self.types.get(section.partition("/")[2], ()))
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """Something to see. name: in messages. ways: to see it, best first.
 
     required: the tool is nothing without it.
@@ -70,8 +68,7 @@ class Slot:
     required: bool = True
 
 
-@dataclass(frozen=True)
-class Refusal:
+class Refusal(NamedTuple):
     """A way that this kernel does not take, and the reason in one line."""
 
     slot: Slot
@@ -82,8 +79,7 @@ class Refusal:
         return f"{self.slot.name}: {self.way.name}: {self.reason}"
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """How a slot is seen. way: None where it is not.
 
     optional: those of the way's optional sections that nothing speaks against. absent: the others,
@@ -117,7 +113,7 @@ def narrowed(slots: Sequence[Slot], forced: Sequence[str]) -> list[Slot]:
 
 def _narrowed(slot: Slot, forced: Sequence[str]) -> Slot:
     ways = tuple(way for way in slot.ways if any(map(way.is_called, forced)))
-    return replace(slot, ways=ways, required=True) if ways else slot
+    return slot._replace(ways=ways, required=True) if ways else slot
 
 
 class Plan:

@@ -6,9 +6,8 @@ A tool's Event is a dataclass of these; its field order is the C struct's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from dataclasses import fields as members
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 from tcpcore.loader.perf import Layout
 
@@ -45,8 +44,7 @@ def text(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """code: of the struct module. value: from C to Python; None is unknown. text: of a value.
 
     few: the values repeat, so that what is made of them is worth remembering. secret: not for

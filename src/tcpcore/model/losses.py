@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(NamedTuple):
     """What was not seen, in events or sockets.
 
     ring: a full ring. map: a full map. missed: programs that the kernel skipped since one ran on
@@ -24,7 +23,7 @@ class Losses:
     answers: int = 0
 
     def __bool__(self) -> bool:
-        return any(astuple(self))
+        return any(tuple(self))
 
 
 def describe(losses: Losses) -> str:

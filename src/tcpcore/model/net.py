@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import socket
+from _socket import inet_ntop
 
 AF_INET, AF_INET6 = 2, 10  # Linux's values, whatever host reads a recorded trace
 FAMILIES = {AF_INET: "ipv4", AF_INET6: "ipv6"}
@@ -40,8 +40,8 @@ def result_name(number: int) -> str:
 def address_text(raw: bytes) -> str:
     """The text of a 16-byte address; a v4-mapped one is IPv4 (RFC 4291, 2.5.5.2)."""
     if raw.startswith(V4MAPPED):
-        return socket.inet_ntop(socket.AF_INET, raw[12:])
-    return socket.inet_ntop(socket.AF_INET6, raw)
+        return inet_ntop(AF_INET, raw[12:])
+    return inet_ntop(AF_INET6, raw)
 
 
 def escape(text: bytes) -> str:

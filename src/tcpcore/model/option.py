@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 Examples = tuple[tuple[str, str], ...]
 """At the end of a tool's help: its name with arguments, and what that does."""
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """help: a line. names: on the command line; `--` and the parameter's name by default."""
 
     help: str
     names: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Argument:
+class Argument(NamedTuple):
     """A parameter without a name on the command line. metavar: what the help calls it."""
 
     help: str

@@ -7,8 +7,6 @@ the same address would inherit it.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tcpcore.loader import Slot, Way
 
 # Of transitions.bpf.h, in every tool that keeps something of a socket.
@@ -90,4 +88,4 @@ THREAD_EXITS = Slot("thread exits", (Way(("raw_tp/sched_process_exit",)),))
 
 def optional(slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
     """The slots for a tool that gets along without them."""
-    return tuple(replace(slot, required=False) for slot in slots)
+    return tuple(slot._replace(required=False) for slot in slots)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tcpcore.loader import Attached, Slot
 from tcpcore.loader.perf import Record
@@ -32,8 +32,7 @@ class Derive(Protocol):
     def lost(self) -> int: ...
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A column of the text table.
 
     title: its heading. field: of the row. width: in characters; longer cells push the line, as
@@ -67,8 +66,7 @@ class Lines:
     record: str = "flow"
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(NamedTuple):
     """Rows that wait in BPF.
 
     map: their sockets. section: the program that user space calls for each.
@@ -81,8 +79,7 @@ class Sweep:
 # The four kinds of what a tool shows. A tool may have two of them.
 
 
-@dataclass(frozen=True)
-class Stream:
+class Stream(NamedTuple):
     """Events, a line each as they come."""
 
     lines: Lines
@@ -96,8 +93,7 @@ class Counts(Protocol):
     def take(self) -> list[Record]: ...
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Counters by key: a block for each --interval, and one at the end.
 
     counts: made with the trace. is_fed: with the tool's events; else they are counted in the
@@ -115,8 +111,7 @@ class Measures(Protocol):
     def take(self) -> list[Histogram]: ...
 
 
-@dataclass(frozen=True)
-class Histograms:
+class Histograms(NamedTuple):
     """Log2 buckets by key: a block for each --interval, and one at the end.
 
     measures: made with the trace.
@@ -125,8 +120,7 @@ class Histograms:
     measures: Callable[[Attached], Measures]
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """What is there at the end of the trace. rows: how it is asked for; they are events."""
 
     lines: Lines

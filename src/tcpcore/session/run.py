@@ -8,9 +8,9 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 from tcpcore.errors import LostError
 from tcpcore.loader import ffi
@@ -20,17 +20,14 @@ from tcpcore.model.tool import Tool
 from tcpcore.request.request import Request
 from tcpcore.session import loop, privilege
 from tcpcore.session.session import Session, opened
-from tcpcore.sinks.csv import Csv
 from tcpcore.sinks.destination import Destination, output_file, standard_output, tell
 from tcpcore.sinks.form import Style
 from tcpcore.sinks.histogram import can_draw_blocks
-from tcpcore.sinks.ndjson import Json
 from tcpcore.sinks.printer import Printer
 from tcpcore.sinks.table import Text
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """What only a command line has.
 
     style: "table", "json" or "csv". wide, timestamp, time: of the table. path: of a file, instead
@@ -50,10 +47,16 @@ class Output:
 
 class Stop:
     """Set by the first SIGINT, SIGTERM or SIGHUP; a second SIGINT or SIGTERM ends the process
-    at once. nohup(1) has SIGHUP ignored, and so it stays."""
+    at once. nohup(1) has SIGHUP ignored, and so it stays.
+
+    signalled: a descriptor that is readable from then on. It ends a wait: poll(2) begins anew after
+    a signal's handler (PEP 475).
+    """
 
     def __init__(self) -> None:
         self.wanted = False
+        self.signalled, written = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(written, warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -85,6 +88,8 @@ def run(tool: Tool, request: Request, output: Output) -> None:
         # What start-up made stays: the collector need not look at it after each few records.
         gc.freeze()
         gc.set_threshold(100_000)
+        gc.enable()
+        session.wake_on(stop.signalled)
         losses = _print(session, request, printer, destination, stop)
     if losses and output.fail_on_loss:
         raise LostError(f"{tool.name}: {describe(losses)}")
@@ -113,8 +118,12 @@ def _print(
 
 def _style(tool: Tool, output: Output) -> Style:
     if output.style == "json":
+        from tcpcore.sinks.ndjson import Json
+
         return Json(tool.name)
     if output.style == "csv":
+        from tcpcore.sinks.csv import Csv
+
         return Csv()
     # A pipe has no width, and whoever reads it may know ASCII alone.
     is_terminal = output.path is None and os.isatty(1)

@@ -11,16 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tcpcore.errors import LibbpfError, UnsupportedError
 from tcpcore.loader import Attached, Settings, attached
 from tcpcore.loader.perf import Record
 from tcpcore.model import clock, fields
-from tcpcore.model.histogram import Histogram
 from tcpcore.model.losses import Losses
 from tcpcore.model.tool import Derive, Histograms, Lines, Records, Snapshot, Sweep, Table, Tool
 from tcpcore.request.request import Request
 from tcpcore.session import privilege
+
+if TYPE_CHECKING:
+    from tcpcore.model.histogram import Histogram
 
 OBJECTS = Path(__file__).parents[1] / "objects"
 PERIOD = 0.05
@@ -62,6 +65,10 @@ class Session:
         """Readable when a ring has filled to its watermark: for a caller's own loop, which looks
         each PERIOD anyway."""
         return self._buffer.fileno()
+
+    def wake_on(self, descriptor: int) -> None:
+        """wait() ends as well once this is readable."""
+        self._buffer.wake_on(descriptor)
 
     def wait(self, until: float = math.inf) -> None:
         """Until a ring has filled to its watermark, a PERIOD is over, or `until` (monotonic)."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tcpcore.model import fields
-from tcpcore.model.histogram import Histogram
 from tcpcore.model.tool import Lines, Records
+
+if TYPE_CHECKING:
+    from tcpcore.model.histogram import Histogram
 
 HEAD = ("ts_ns", "pid", "comm", "uid", "netns", "family", "laddr", "lport", "raddr", "rport")
 """The fields of every event in JSON and CSV, in their order, behind `time`."""

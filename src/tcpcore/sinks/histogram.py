@@ -6,10 +6,12 @@ All three have the same buckets: from the lowest to the highest that counted som
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tcpcore.model import fields, net
-from tcpcore.model.histogram import Histogram
+
+if TYPE_CHECKING:
+    from tcpcore.model.histogram import Histogram
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"  # by how much of a character's width they fill
 # The columns of bcc's histograms, so that eyes and scripts carry over; wide ones where a bound has

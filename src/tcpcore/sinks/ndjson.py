@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tcpcore.model import clock, fields
-from tcpcore.model.histogram import Histogram
 from tcpcore.model.tool import Lines, Records
 from tcpcore.sinks import form, histogram
+
+if TYPE_CHECKING:
+    from tcpcore.model.histogram import Histogram
 
 
 class Objects:

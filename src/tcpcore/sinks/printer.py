@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from tcpcore.model.histogram import Histogram
 from tcpcore.model.losses import Losses
 from tcpcore.model.tool import Histograms, Lines, Records, Tool
 from tcpcore.sinks.form import Style
+
+if TYPE_CHECKING:
+    from tcpcore.model.histogram import Histogram
 
 
 class Printer:
@@ -37,4 +39,4 @@ class Printer:
         self._write(self._style.histograms(found))
 
     def losses(self, losses: Losses) -> None:
-        self._write(self._style.record("lost", asdict(losses)))
+        self._write(self._style.record("lost", losses._asdict()))

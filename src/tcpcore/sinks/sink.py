@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from tcpcore.model.histogram import Histogram
 from tcpcore.model.losses import Losses
 from tcpcore.model.tool import Lines, Records
+
+if TYPE_CHECKING:
+    from tcpcore.model.histogram import Histogram
 
 
 class Sink(Protocol):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tcpcore.model import clock, fields
-from tcpcore.model.histogram import Histogram
 from tcpcore.model.tool import Column, Lines, Records
 from tcpcore.sinks import form, histogram
+
+if TYPE_CHECKING:
+    from tcpcore.model.histogram import Histogram
 
 
 class Table:

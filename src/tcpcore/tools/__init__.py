@@ -6,8 +6,16 @@ A tool with parts of its own is a package. ALIASES: more names for common option
 from __future__ import annotations
 
 import pkgutil
+from pathlib import Path
 
 
 def names() -> list[str]:
     """The tools there are: the modules of this package."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def about(name: str) -> str:
+    """A tool's docstring, from its source: the list of tools need not import them."""
+    path = Path(__path__[0], name)
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return source.read_text().split('"""')[1]
