@@ -1,19 +1,16 @@
-"""The command line's vocabulary: options that every tool has, and the command that a tool becomes.
+"""The command line's vocabulary: options that every tool has, and what the words behind a tool's
+name mean.
 
-typer reads a function's signature. A tool's is put together here: the parameters of its tool(), and
-the fields of Common, so that the common vocabulary stands here once.
+typer explains the options, and tells what is wrong with a command line (explain.py). One that is
+all right is read here: typer's import alone would take a third of a start.
 """
 
-import copy
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, get_args, get_type_hints
-
-import typer
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from tcpcore.errors import OptionError, UsageError
 from tcpcore.model.option import Argument, Option
@@ -25,132 +22,113 @@ _WHO, _WHERE, _SHOW, _WHEN, _HOW = "Who", "Where", "Output", "When", "Machinery"
 Texts = list[str]
 
 
-def _option(panel: str, help: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
-
-
 @dataclass(frozen=True)
 class Common:
     """The common options as the user wrote them."""
 
     pid: Annotated[
-        Texts, _option(_WHO, "Owner's process id; repeatable.", "--pid", "-p", metavar="PID")
+        Texts, Option("Owner's process id; repeatable.", ("--pid", "-p"), _WHO, "PID")
     ] = field(default_factory=list)
     pidns: Annotated[
         str | None,
-        _option(_WHO, "--pid is as seen in this pid namespace.", "--pidns", metavar="PID|INODE"),
+        Option("--pid is as seen in this pid namespace.", ("--pidns",), _WHO, "PID|INODE"),
     ] = None
-    uid: Annotated[
-        Texts, _option(_WHO, "Owner's user id; repeatable.", "--uid", "-u", metavar="UID")
-    ] = field(default_factory=list)
-    comm: Annotated[
-        Texts, _option(_WHO, "Owner's task name; repeatable.", "--comm", metavar="NAME")
-    ] = field(default_factory=list)
+    uid: Annotated[Texts, Option("Owner's user id; repeatable.", ("--uid", "-u"), _WHO, "UID")] = (
+        field(default_factory=list)
+    )
+    comm: Annotated[Texts, Option("Owner's task name; repeatable.", ("--comm",), _WHO, "NAME")] = (
+        field(default_factory=list)
+    )
     cgroup: Annotated[
         Texts,
-        _option(_WHO, "Owner in this cgroup v2 or below; repeatable.", "--cgroup", metavar="PATH"),
+        Option("Owner in this cgroup v2 or below; repeatable.", ("--cgroup",), _WHO, "PATH"),
     ] = field(default_factory=list)
     container: Annotated[
         Texts,
-        _option(_WHO, "Owner in this container; repeatable.", "--container", metavar="ID|NAME"),
+        Option("Owner in this container; repeatable.", ("--container",), _WHO, "ID|NAME"),
     ] = field(default_factory=list)
     cgroupmap: Annotated[
         Path | None,
-        _option(
-            _WHO, "Owner's cgroup id is a key of this pinned map.", "--cgroupmap", metavar="PATH"
-        ),
+        Option("Owner's cgroup id is a key of this pinned map.", ("--cgroupmap",), _WHO, "PATH"),
     ] = None
     mntnsmap: Annotated[
         Path | None,
-        _option(
-            _WHO,
-            "Owner's mount namespace is a key of this pinned map.",
-            "--mntnsmap",
-            metavar="PATH",
+        Option(
+            "Owner's mount namespace is a key of this pinned map.", ("--mntnsmap",), _WHO, "PATH"
         ),
     ] = None
-    ipv4: Annotated[bool, _option(_WHERE, "IPv4 only, v4-mapped sockets too.", "--ipv4", "-4")] = (
+    ipv4: Annotated[bool, Option("IPv4 only, v4-mapped sockets too.", ("--ipv4", "-4"), _WHERE)] = (
         False
     )
-    ipv6: Annotated[bool, _option(_WHERE, "IPv6 only.", "--ipv6", "-6")] = False
+    ipv6: Annotated[bool, Option("IPv6 only.", ("--ipv6", "-6"), _WHERE)] = False
     lport: Annotated[
-        Texts, _option(_WHERE, "Local ports, as 80,8000-8099.", "--lport", "-L", metavar="PORTS")
+        Texts, Option("Local ports, as 80,8000-8099.", ("--lport", "-L"), _WHERE, "PORTS")
     ] = field(default_factory=list)
     rport: Annotated[
-        Texts, _option(_WHERE, "Remote ports, as 80,8000-8099.", "--rport", "-D", metavar="PORTS")
+        Texts, Option("Remote ports, as 80,8000-8099.", ("--rport", "-D"), _WHERE, "PORTS")
     ] = field(default_factory=list)
     laddr: Annotated[
-        Texts, _option(_WHERE, "Local address or prefix.", "--laddr", metavar="ADDR[/LEN]")
+        Texts, Option("Local address or prefix.", ("--laddr",), _WHERE, "ADDR[/LEN]")
     ] = field(default_factory=list)
     raddr: Annotated[
-        Texts, _option(_WHERE, "Remote address or prefix.", "--raddr", metavar="ADDR[/LEN]")
+        Texts, Option("Remote address or prefix.", ("--raddr",), _WHERE, "ADDR[/LEN]")
     ] = field(default_factory=list)
     netns: Annotated[
         Texts,
-        _option(_WHERE, "Network namespace; repeatable.", "--netns", metavar="NAME|PID|INODE"),
+        Option("Network namespace; repeatable.", ("--netns",), _WHERE, "NAME|PID|INODE"),
     ] = field(default_factory=list)
-    timestamp: Annotated[bool, _option(_SHOW, "Seconds since start.", "--timestamp", "-t")] = False
-    time: Annotated[bool, _option(_SHOW, "Time of day.", "--time", "-T")] = False
+    timestamp: Annotated[bool, Option("Seconds since start.", ("--timestamp", "-t"), _SHOW)] = False
+    time: Annotated[bool, Option("Time of day.", ("--time", "-T"), _SHOW)] = False
     wide: Annotated[
-        bool, _option(_SHOW, "More columns, room for IPv6 addresses.", "--wide", "-w")
+        bool, Option("More columns, room for IPv6 addresses.", ("--wide", "-w"), _SHOW)
     ] = False
-    json: Annotated[bool, _option(_SHOW, "One JSON object a line.", "--json")] = False
-    csv: Annotated[bool, _option(_SHOW, "CSV with a header.", "--csv")] = False
-    output: Annotated[
-        Path | None, _option(_SHOW, "Write to FILE.", "--output", "-o", metavar="FILE")
-    ] = None
+    json: Annotated[bool, Option("One JSON object a line.", ("--json",), _SHOW)] = False
+    csv: Annotated[bool, Option("CSV with a header.", ("--csv",), _SHOW)] = False
+    output: Annotated[Path | None, Option("Write to FILE.", ("--output", "-o"), _SHOW, "FILE")] = (
+        None
+    )
     duration: Annotated[
-        str | None, _option(_WHEN, "Stop after so many seconds.", "--duration", "-d", metavar="SEC")
+        str | None, Option("Stop after so many seconds.", ("--duration", "-d"), _WHEN, "SEC")
     ] = None
-    count: Annotated[
-        str | None, _option(_WHEN, "Stop after N events.", "--count", "-n", metavar="N")
-    ] = None
+    count: Annotated[str | None, Option("Stop after N events.", ("--count", "-n"), _WHEN, "N")] = (
+        None
+    )
     interval: Annotated[
         str | None,
-        _option(_WHEN, "Seconds between two reports.", "--interval", "-i", metavar="SEC"),
+        Option("Seconds between two reports.", ("--interval", "-i"), _WHEN, "SEC"),
     ] = None
     attach: Annotated[
         Texts,
-        _option(
-            _HOW,
+        Option(
             "Force fentry, kprobe, tracepoint, tp_btf or raw_tp, where there is such a way.",
-            "--attach",
-            metavar="WAY",
+            ("--attach",),
+            _HOW,
+            "WAY",
         ),
     ] = field(default_factory=list)
-    btf: Annotated[
-        Path | None, _option(_HOW, "Kernel BTF from a file.", "--btf", metavar="FILE")
-    ] = None
+    btf: Annotated[Path | None, Option("Kernel BTF from a file.", ("--btf",), _HOW, "FILE")] = None
     buffer: Annotated[
         str | None,
-        _option(_HOW, "Ring per CPU, as 512K; 2M, less on many CPUs.", "--buffer", metavar="SIZE"),
+        Option("Ring per CPU, as 512K; 2M, less on many CPUs.", ("--buffer",), _HOW, "SIZE"),
     ] = None
     map_size: Annotated[
         str | None,
-        _option(
-            _HOW,
+        Option(
             "Sockets that can be followed at once: 65536; flows to count apart: 16384.",
-            "--map-size",
-            metavar="N",
+            ("--map-size",),
+            _HOW,
+            "N",
         ),
     ] = None
     fail_on_loss: Annotated[
-        bool, _option(_HOW, "Exit with 5 when anything was lost.", "--fail-on-loss")
+        bool, Option("Exit with 5 when anything was lost.", ("--fail-on-loss",), _HOW)
     ] = False
     keep_privileges: Annotated[
-        bool, _option(_HOW, "Stay root, with all capabilities.", "--keep-privileges")
+        bool, Option("Stay root, with all capabilities.", ("--keep-privileges",), _HOW)
     ] = False
     verbose: Annotated[
         int,
-        _option(
-            _HOW,
-            "What was tried and why; -vv: all that libbpf says.",
-            "--verbose",
-            "-v",
-            count=True,
-            metavar="",
-            show_default=False,
-        ),
+        Option("What was tried and why; -vv: all that libbpf says.", ("--verbose", "-v"), _HOW),
     ] = 0
 
     def request(self) -> Request:
@@ -174,92 +152,103 @@ class Common:
         )
 
 
-def command(module: ModuleType) -> Callable[..., None]:
-    """The command of a tool: its function has the signature that typer is to read."""
-    own = dict(_own_parameters(module.tool))
-    taken = {name for p in own.values() for name in _names(p.annotation)}
-    aliases: Mapping[str, tuple[str, ...]] = getattr(module, "ALIASES", {})
-    shared = {p.name: p for p in _common_parameters(taken, aliases) if p.name not in own}
-    spelled = {name: _spelled(p) for name, p in {**shared, **own}.items()}
+class Parameter(NamedTuple):
+    """Something that can be said to a tool. kind: bool, int (how often it was said), Path, str or
+    list[str]; a float comes as text, as tool() tells what is no number."""
 
-    def call(**arguments: Any) -> None:
-        common = Common(**{name: arguments[name] for name in shared})
-        values = {name: value for name, value in arguments.items() if name in own}
+    name: str
+    kind: Any
+    declared: Option | Argument
+    default: Any
+
+    @property
+    def spelled(self) -> str:
+        """What a user calls it."""
+        of = self.declared
+        return of.names[0] if isinstance(of, Option) else of.metavar
+
+
+class Command:
+    """A tool as a command.
+
+    parameters: those of its tool(), then the common ones but for names that the tool has for its
+    own.
+    """
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+        own = list(_own(module.tool))
+        self._own = {p.name for p in own}
+        taken = {name for p in own if isinstance(p.declared, Option) for name in p.declared.names}
+        aliases: Mapping[str, tuple[str, ...]] = getattr(module, "ALIASES", {})
+        shared = [p for p in _common(taken, aliases) if p.name not in self._own]
+        self.parameters = {p.name: p for p in (*own, *shared)}
+
+    def run(self, **arguments: Any) -> None:
+        """With these values; what is left out is as if nothing was said."""
+        own = {name: value for name, value in arguments.items() if name in self._own}
+        common = Common(**{n: value for n, value in arguments.items() if n not in self._own})
         try:
-            run(module.tool(**values), common.request(), common.shown())
+            run(self.module.tool(**own), common.request(), common.shown())
         except OptionError as e:
+            spelled = {p.name: p.spelled for p in self.parameters.values()}
             raise UsageError(f"{spelled.get(e.name, e.name)}: {e.problem}") from None
 
-    vars(call)["__signature__"] = inspect.Signature([*own.values(), *shared.values()])
-    call.__annotations__ = {p.name: p.annotation for p in (*own.values(), *shared.values())}
-    return call
+    def read(self, words: Sequence[str]) -> dict[str, Any] | None:
+        """The values that a command line gives; None where it has anything but `--name VALUE`,
+        `--name=VALUE`, `-x VALUE` and flags that are known: typer knows what to say."""
+        options = {name: p for p in self.parameters.values() for name in _names(p.declared)}
+        places = [p for p in self.parameters.values() if isinstance(p.declared, Argument)]
+        found: dict[str, Any] = {}
+        left = iter(words)
+        for word in left:
+            name, given, text = word.partition("=") if word.startswith("--") else (word, "", "")
+            parameter = options.get(name)
+            if parameter is None:
+                if word.startswith("-") or not places:
+                    return None
+                found[places.pop(0).name] = word
+                continue
+            is_flag = parameter.kind in (bool, int)
+            value = text if given else None if is_flag else next(left, None)
+            if (value is None) != is_flag:
+                return None
+            found[parameter.name] = _value(parameter.kind, value, found.get(parameter.name))
+        return found
 
 
-def _own_parameters(tool: Callable[..., Any]) -> Iterator[tuple[str, inspect.Parameter]]:
-    """The parameters of tool(), as typer wants them declared."""
+def _value(kind: Any, text: str | None, before: Any) -> Any:
+    """text: None of a flag. before: of the same option."""
+    if kind is bool:
+        return True
+    if kind is int:
+        return (before or 0) + 1
+    if kind == Texts:
+        return [*(before or []), text]
+    return Path(str(text)) if kind in (Path, Path | None) else text
+
+
+def _names(declared: Option | Argument) -> tuple[str, ...]:
+    return declared.names if isinstance(declared, Option) else ()
+
+
+def _own(tool: Callable[..., Any]) -> Iterator[Parameter]:
+    """The parameters of tool(), which are keywords with defaults all."""
     hints = get_type_hints(tool, include_extras=True)
-    for name, parameter in inspect.signature(tool).parameters.items():
-        kind, declared = get_args(hints[name])
-        default = parameter.default
-        if isinstance(declared, Argument):
-            option = typer.Argument(help=declared.help, metavar=declared.metavar)
-        else:
-            option = typer.Option(*_flags(name, declared), help=declared.help)
-        if kind is float:  # tool() tells what is no number
+    hints.pop("return")
+    for (name, hint), default in zip(hints.items(), tool.__defaults__ or (), strict=True):
+        kind, declared = hint.__origin__, hint.__metadata__[0]
+        if isinstance(declared, Option) and not declared.names:
+            declared = declared._replace(names=(f"--{name.replace('_', '-')}",))
+        if kind is float:
             kind, default = str, f"{default:g}"
-        annotation = _annotated(kind, option)
-        yield (
-            name,
-            parameter.replace(
-                kind=inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-            ),
-        )
+        yield Parameter(name, kind, declared, default)
 
 
-def _annotated(kind: Any, option: Any) -> Any:
-    """Annotated[kind, option], of a kind that only the run knows."""
-    special: Any = Annotated
-    return special[kind, option]
-
-
-def _flags(name: str, option: Option) -> tuple[str, ...]:
-    return option.names or (f"--{name.replace('_', '-')}",)
-
-
-def _common_parameters(
-    taken: set[str], aliases: Mapping[str, tuple[str, ...]]
-) -> Iterator[inspect.Parameter]:
-    hints = get_type_hints(Common, include_extras=True)
+def _common(taken: set[str], aliases: Mapping[str, tuple[str, ...]]) -> Iterator[Parameter]:
     for f in dataclasses.fields(Common):
-        yield inspect.Parameter(
-            f.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            annotation=_renamed(hints[f.name], taken, aliases.get(f.name, ())),
-            default=[] if f.default is dataclasses.MISSING else f.default,
-        )
-
-
-def _declared(annotation: Any) -> Any:
-    """typer's description of an option or an argument."""
-    return annotation.__metadata__[0]
-
-
-def _names(annotation: Any) -> list[str]:
-    """The names of an option; in an annotation, typer has the first one as the default."""
-    declared = _declared(annotation)
-    return [x for x in (declared.default, *(declared.param_decls or ())) if isinstance(x, str)]
-
-
-def _spelled(parameter: inspect.Parameter) -> str:
-    """What a user calls it."""
-    names = _names(parameter.annotation)
-    return names[0] if names else str(_declared(parameter.annotation).metavar)
-
-
-def _renamed(annotation: Any, taken: set[str], more: tuple[str, ...]) -> Any:
-    """A common option with more names, and without those that the tool has for its own ones."""
-    option = copy.copy(_declared(annotation))
-    option.default, *option.param_decls = (
-        name for name in (*_names(annotation), *more) if name not in taken
-    )
-    return _annotated(annotation.__origin__, option)
+        hint: Any = f.type
+        option: Option = hint.__metadata__[0]
+        names = (name for name in (*option.names, *aliases.get(f.name, ())) if name not in taken)
+        default = [] if f.default is dataclasses.MISSING else f.default
+        yield Parameter(f.name, hint.__origin__, option._replace(names=tuple(names)), default)

@@ -12,7 +12,7 @@ import pytest
 
 import tcpcore
 from tcpcore import cli
-from tcpcore.cli import _wanted
+from tcpcore.explain import _wanted
 from tests.unit.samples import TOOLS, child, python, tcpcore_command
 
 # Root gives up its capabilities; the files stay readable, wherever they are.

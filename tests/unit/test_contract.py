@@ -242,6 +242,7 @@ IMPORTS = import_graph()
 LAYERS = (
     r"tcpcore\.__main__",
     r"tcpcore\.cli",
+    r"tcpcore\.explain",
     r"tcpcore\.api",
     r"tcpcore\.options",
     r"tcpcore\.tools\..*",

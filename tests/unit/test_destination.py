@@ -164,7 +164,7 @@ def test_what_others_print_on_a_closed_or_full_standard_error(end: str) -> None:
         "def called(*arguments, **options):\n"
         "    with contextlib.suppress(OSError):\n"
         "        print('libbpf said', file=sys.stderr)\n"
-        "cli.application = lambda wanted: called\n"
+        "cli._call = lambda arguments: called() or 0\n"
         "cli.main()\n"
     )
     done = subprocess.run(

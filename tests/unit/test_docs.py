@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from tcpcore import cli
+from tcpcore import explain
 from tcpcore.model import fields
 from tcpcore.model.losses import Losses
 from tests.unit.samples import ROOT, TOOLS, all_lines, lines, object_file, tool
@@ -40,7 +40,7 @@ def codes(text: str) -> set[str]:
 
 def command_line() -> Any:
     """typer's own carries a copy of click, whose types are private."""
-    return typer.main.get_command(cli.application(TOOLS))
+    return typer.main.get_command(explain.application(TOOLS))
 
 
 def parameters(name: str, own: bool) -> Iterator[Any]:

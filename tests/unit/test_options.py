@@ -14,9 +14,9 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpcore import options
+from tcpcore import explain, options
 from tcpcore.errors import UsageError
-from tcpcore.options import Common, command
+from tcpcore.options import Command, Common
 from tcpcore.request import containers
 from tcpcore.request.machinery import Machinery
 from tcpcore.request.request import OPTIONS, Limits
@@ -202,10 +202,60 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
+def command(name: str) -> Command:
+    return Command(importlib.import_module(f"tcpcore.tools.{name}"))
+
+
 def call(name: str, *arguments: str) -> None:
+    of = command(name)
+    by_typer(of, *arguments)
+
+
+def by_typer(of: Command, *arguments: str) -> None:
     app = typer.Typer()
-    app.command()(command(importlib.import_module(f"tcpcore.tools.{name}")))
+    app.command()(explain._function(of))
     app(arguments, standalone_mode=False)
+
+
+def lines(of: Command) -> st.SearchStrategy[list[str]]:
+    """Command lines of words that mean something to a tool, in any order."""
+    known = [name for p in of.parameters.values() for name in options._names(p.declared)]
+    value = st.sampled_from(["", "1", "x=y", "a b", "-1", "-"])
+    word = st.sampled_from([*known, "--help", "--", "--no-such", "-vv", "-p1"]) | value
+    joined = st.builds("{}={}".format, st.sampled_from(known), value)
+    return st.lists(word | joined, max_size=6)
+
+
+@pytest.mark.parametrize("name", TOOLS)
+@given(data=st.data())
+def test_what_is_read_without_typer_is_what_typer_reads(name: str, data: st.DataObject) -> None:
+    of = command(name)
+    words = data.draw(lines(of))
+    found = of.read(words)
+    if found is not None:
+        read: dict[str, Any] = {}
+        of.run = lambda **arguments: read.update(arguments)  # type: ignore[method-assign]
+        by_typer(of, *words)
+        assert {p.name: p.default for p in of.parameters.values()} | found == read
+
+
+def test_most_command_lines_are_read_without_typer() -> None:
+    words = ["10", "--failed", "-D", "80", "--rport=443", "-v", "-o", "a file", "--json", "-v"]
+    assert command("connlat").read(words) == {
+        "min_ms": "10",
+        "failed": True,
+        "rport": ["80", "443"],
+        "output": Path("a file"),
+        "json": True,
+        "verbose": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["-h"], ["--no-such"], ["-d"], ["--json=1"], ["x", "y"], ["-vv"], ["--"]]
+)
+def test_typer_speaks_where_something_is_wrong_or_unusual(words: list[str]) -> None:
+    assert command("connlat").read(words) is None
 
 
 @pytest.mark.parametrize(

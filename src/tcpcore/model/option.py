@@ -9,10 +9,13 @@ Examples = tuple[tuple[str, str], ...]
 
 
 class Option(NamedTuple):
-    """help: a line. names: on the command line; `--` and the parameter's name by default."""
+    """help: a line. names: on the command line; `--` and the parameter's name by default. panel: of
+    the help; None for a tool's own. metavar: what the help calls the value."""
 
     help: str
     names: tuple[str, ...] = ()
+    panel: str | None = None
+    metavar: str | None = None
 
 
 class Argument(NamedTuple):
