@@ -22,7 +22,7 @@ _WHO, _WHERE, _SHOW, _WHEN, _HOW = "Who", "Where", "Output", "When", "Machinery"
 Texts = list[str]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Common:
     """The common options as the user wrote them."""
 

@@ -5,13 +5,17 @@ A tool with parts of its own is a package. ALIASES: more names for common option
 
 from __future__ import annotations
 
-import pkgutil
 from pathlib import Path
 
 
 def names() -> list[str]:
     """The tools there are: the modules of this package."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    found = {x.stem for x in Path(__path__[0]).iterdir() if _is_module(x)}
+    return sorted(found - {"__init__"})
+
+
+def _is_module(path: Path) -> bool:
+    return path.suffix == ".py" or (path / "__init__.py").exists()
 
 
 def about(name: str) -> str:
