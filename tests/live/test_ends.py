@@ -138,7 +138,7 @@ def test_a_burst_beyond_the_buffer_is_counted() -> None:
     # What the process itself did: each connect has two changes of its own at least.
     assert len(read) + lost["ring"] >= 200 * 2
     (line,) = {x for x in running.errors() if x.startswith("tcpcore: states")}
-    assert f"{lost['ring']} events found the ring full" in line
+    assert f"{lost['ring']} events: buffer full" in line
 
 
 def test_a_full_map_is_counted(net: Net) -> None:

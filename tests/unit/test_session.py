@@ -177,10 +177,10 @@ def test_any_loss_is_one(kind: str) -> None:
 
 def test_a_refused_event_is_not_told_as_a_full_ring() -> None:
     said = describe(Losses(output=3))
-    assert said.startswith("lost so far: 3 events had no ring")
-    assert "full" not in said
+    assert said.startswith("lost so far: 3 events: their CPU has no buffer")
+    assert "buffer full" not in said
     assert "--buffer" not in said
-    assert "no ring" not in describe(Losses(ring=3))
+    assert "has no buffer" not in describe(Losses(ring=3))
 
 
 def test_what_is_derived_is_behind_each_record() -> None:
