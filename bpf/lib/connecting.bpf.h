@@ -13,23 +13,17 @@
 /* The variant has hooks on connect() itself, where connects begin and a full map is counted. */
 const volatile bool connect_is_hooked;
 
-/* A connect on its way. */
-struct start {
+/*
+ * A connect on its way, with its owner. The entry's tuple is what connect() was called with: raddr,
+ * rport, family; and lport is that of the socket's connection before this one.
+ */
+struct part {
 	__u64 ts_ns;
-	union address raddr;
-	struct owner owner;
-	__u32 caller; /* thread whose connect() has not returned: it will tell its error itself */
-	__u16 rport;
-	__u16 family;
-	__u16 old_lport; /* of the socket's connection before this one */
+	__u32 caller;	/* thread whose connect() has not returned: it will tell its error itself */
+	bool from_both; /* the peer has called connect(), too: RFC 9293, 3.5, simultaneous open */
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__type(key, __u64); /* struct sock * */
-	__type(value, struct start);
-} starts SEC(".maps");
+#include "lib/entry.bpf.h"
 
 struct call {
 	struct sock *sk;
@@ -48,30 +42,20 @@ struct {
 static __always_inline void finished(void *ctx, __u64 start_ns, int result, const struct conn *conn,
 				     const struct owner *owner);
 
-static __always_inline void drop_start(struct sock *sk)
-{
-	__u64 key = (__u64)sk;
-
-	if (bpf_map_lookup_elem(&starts, &key))
-		bpf_map_delete_elem(&starts, &key);
-}
-
 static __always_inline __u32 current_thread(void)
 {
 	return bpf_get_current_pid_tgid();
 }
 
-static __always_inline void begin(struct sock *sk, struct start *start, const bool counted,
+/* Its addresses may not be known yet. counted: a full map is a loss. */
+static __always_inline void begin(struct sock *sk, struct entry *start, const bool counted,
 				  const bool direct)
 {
 	struct owner *owner = &start->owner;
 	__u64 key = (__u64)sk;
 
-	/* The other filters may have to wait for its addresses. */
-	if (!want_netns(netns_of(sk)))
-		return;
-	start->ts_ns = bpf_ktime_get_ns();
-	start->old_lport = read_closed_lport(sk);
+	start->part.ts_ns = bpf_ktime_get_ns();
+	start->conn.lport = read_closed_lport(sk);
 	owner->role = ROLE_ACTIVE;
 	/* The kernel adds subflows to the MPTCP sockets of others. */
 	if (is_kernel_thread() && is_subflow(sk))
@@ -79,21 +63,21 @@ static __always_inline void begin(struct sock *sk, struct start *start, const bo
 	else
 		current_owner(owner, sk, direct);
 	if (!owner->wanted)
-		drop_start(sk);
-	else if (bpf_map_update_elem(&starts, &key, start, BPF_ANY) && counted)
+		forget(sk);
+	else if (bpf_map_update_elem(&sockets, &key, start, BPF_ANY) && counted)
 		lose_socket();
 }
 
-/* A connect that fails at once leaves no peer in the socket. */
-static __always_inline bool read_tuple(struct conn *conn, struct sock *sk,
-				       const struct start *start, bool from_call, const bool direct)
+/* A connect that fails at once leaves no peer in the socket: from_call. */
+static __always_inline bool read_result(struct conn *conn, struct sock *sk,
+					const struct conn *start, bool from_call, const bool direct)
 {
 	if (!read_conn(conn, sk, direct))
 		return false;
 	/* It may fail before it has a port, and then has that of the time before. */
 	if (!conn->lport)
 		conn->lport = read_closed_lport(sk);
-	if (conn->lport == start->old_lport && !sk_read(sk, __sk_common.skc_num, direct))
+	if (conn->lport == start->lport && !sk_read(sk, __sk_common.skc_num, direct))
 		conn->lport = 0;
 	if (from_call || !conn->rport) {
 		conn->raddr = start->raddr;
@@ -105,23 +89,23 @@ static __always_inline bool read_tuple(struct conn *conn, struct sock *sk,
 	return true;
 }
 
-/* Whoever deletes the start tells of the connect; from then on its place may be in use again. */
-static __always_inline void end(void *ctx, struct sock *sk, const struct start *found, int result,
+/* Whoever deletes the entry tells of the connect; from then on its place may be in use again. */
+static __always_inline void end(void *ctx, struct sock *sk, const struct entry *found, int result,
 				bool from_call, const bool direct)
 {
-	struct start start = *found;
+	struct entry start = *found;
 	__u64 key = (__u64)sk;
 	struct conn conn;
-	bool read = read_tuple(&conn, sk, &start, from_call, direct);
+	bool read = read_result(&conn, sk, &start.conn, from_call, direct);
 
-	if (bpf_map_delete_elem(&starts, &key))
+	if (bpf_map_delete_elem(&sockets, &key))
 		return;
 	if (read && want_conn(&conn))
-		finished(ctx, start.ts_ns, result, &conn, &start.owner);
+		finished(ctx, start.part.ts_ns, result, &conn, &start.owner);
 }
 
 /* False for what TCP cannot connect to; AF_UNSPEC disconnects. */
-static __always_inline bool parse(struct start *start, const struct sockaddr_in6 *address)
+static __always_inline bool parse(struct conn *start, const struct sockaddr_in6 *address)
 {
 	start->family = address->sin6_family;
 	start->rport = bpf_ntohs(address->sin6_port);
@@ -147,32 +131,36 @@ static __always_inline void read_sockaddr(struct sockaddr_in6 *address, const vo
 		bpf_probe_read_kernel(address, size, from);
 }
 
-/* connect() begins to work. */
+/*
+ * connect() begins to work. Of the address that a system call is given nothing is rejected: a BPF
+ * program of the cgroup (BPF_CGROUP_INET4_CONNECT) may still put another one in its place.
+ */
 static __always_inline bool enter(struct sock *sk, const void *uaddr, const bool user,
 				  const bool direct)
 {
-	struct start start = {.caller = current_thread()};
+	struct entry start = {.part.caller = current_thread()};
 	struct sockaddr_in6 address = {};
 
 	/* An IPv4 address is shorter, and the page may end behind it. */
 	read_sockaddr(&address, uaddr, SOCKADDR_IN_SIZE, user);
 	if (address.sin6_family == AF_INET6)
 		read_sockaddr(&address, uaddr, sizeof(address), user);
-	if (!parse(&start, &address))
+	if (!parse(&start.conn, &address))
 		return false;
-	begin(sk, &start, true, direct);
+	start.conn.netns = netns_of(sk);
+	if (user ? want_netns(start.conn.netns) : may_want_conn(&start.conn))
+		begin(sk, &start, true, direct);
 	return true;
 }
 
 static __always_inline void leave(void *ctx, struct sock *sk, int error, const bool direct)
 {
-	__u64 key = (__u64)sk;
-	struct start *start = bpf_map_lookup_elem(&starts, &key);
+	struct entry *start = find(sk);
 
 	/* Another thread's: the entry of a call whose return was missed. */
-	if (!start || start->caller != current_thread())
+	if (!start || start->part.caller != current_thread())
 		return;
-	start->caller = 0;
+	start->part.caller = 0;
 	if (error)
 		end(ctx, sk, start, error, true, direct);
 }
@@ -180,15 +168,16 @@ static __always_inline void leave(void *ctx, struct sock *sk, int error, const b
 /* Without a hook on connect() itself its start is the change to SYN_SENT, made by the same task. */
 static __always_inline void sent(struct sock *sk, const bool direct)
 {
-	__u64 key = (__u64)sk;
-	struct start *known = bpf_map_lookup_elem(&starts, &key), start = {};
-	struct conn conn;
+	struct entry *known, start = {};
 
-	if ((known && known->caller == current_thread()) || !read_conn(&conn, sk, direct))
+	if (is_rejected(sk, TCP_SYN_SENT, direct)) {
+		forget(sk);
 		return;
-	start.raddr = conn.raddr;
-	start.rport = conn.rport;
-	start.family = conn.family;
+	}
+	known = find(sk);
+	if ((known && known->part.caller == current_thread()) ||
+	    !read_conn(&start.conn, sk, direct))
+		return;
 	begin(sk, &start, !connect_is_hooked, direct);
 }
 
@@ -201,7 +190,7 @@ static __always_inline bool is_unconnected(struct sock *sk)
 }
 
 /* Why a socket fell from SYN_SENT to CLOSE; 0: connect() is about to return it. */
-static __always_inline int failure(struct sock *sk, const struct start *start, const bool direct)
+static __always_inline int failure(struct sock *sk, const struct part *start, const bool direct)
 {
 	int error = sk_read(sk, sk_err, direct);
 
@@ -218,24 +207,29 @@ static __always_inline int failure(struct sock *sk, const struct start *start, c
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct)
 {
-	__u64 key = (__u64)sk;
-	struct start *start;
+	struct entry *start;
 	int result = 0;
 
 	if (newstate == TCP_SYN_SENT) {
 		sent(sk, direct);
 		return;
 	}
-	if (is_new_child(oldstate, newstate))
-		drop_start(sk);
-	/* SYN_RECV: both sides called connect() (RFC 9293, 3.5, simultaneous open). */
-	if (newstate == TCP_SYN_RECV || (oldstate != TCP_SYN_SENT && oldstate != TCP_SYN_RECV))
+	if (oldstate != TCP_SYN_SENT && oldstate != TCP_SYN_RECV)
 		return;
-	start = bpf_map_lookup_elem(&starts, &key);
+	start = find(sk);
 	if (!start)
 		return;
+	if (newstate == TCP_SYN_RECV) {
+		start->part.from_both = true;
+		return;
+	}
+	/* A listener's child: the entry is of an older socket at its address, whose end was missed. */
+	if (oldstate == TCP_SYN_RECV && !start->part.from_both) {
+		drop(sk);
+		return;
+	}
 	if (newstate == TCP_CLOSE) {
-		result = failure(sk, start, direct);
+		result = failure(sk, &start->part, direct);
 		if (!result)
 			return;
 	}
@@ -244,7 +238,7 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
 {
-	drop_start(sk);
+	forget(sk);
 }
 
 /* tcp_v6_connect() calls tcp_v4_connect() for a v4-mapped peer: one connect, seen there. */

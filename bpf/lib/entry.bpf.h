@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What is known of a socket: one entry, from the socket's first event to its end. Its owner, and a
- * `struct part` of the tool's own, which the tool defines before it includes this.
+ * What is known of a socket: one entry, from the socket's first event to its end. Its owner, its
+ * tuple, and a `struct part` of the tool's own, which the tool defines before it includes this.
  *
  * The owner is taken where the kernel runs for it, never from whoever is on the CPU. Whoever
  * includes this forgets sockets that are destroyed: their address will be in use again.
@@ -14,6 +14,7 @@
 
 struct entry {
 	struct owner owner;
+	struct conn conn; /* family 0: not read yet. Else it is complete and passes the filters */
 	struct part part;
 };
 
@@ -31,21 +32,27 @@ static __always_inline struct entry *find(struct sock *sk)
 	return bpf_map_lookup_elem(&sockets, &key);
 }
 
-static __always_inline void forget(struct sock *sk)
+/* Of a socket that is known to have an entry. */
+static __always_inline void drop(struct sock *sk)
 {
 	__u64 key = (__u64)sk;
 
-	/* Most sockets have no entry, and a look is cheaper than a try to delete. */
-	if (find(sk))
-		bpf_map_delete_elem(&sockets, &key);
+	bpf_map_delete_elem(&sockets, &key);
 }
 
-/* The socket begins anew: nothing of an older one at its address is left. NULL when it is full. */
-static __always_inline struct entry *follow(struct sock *sk, const struct entry *entry)
+static __always_inline void forget(struct sock *sk)
+{
+	/* Most sockets have no entry, and a look is cheaper than a try to delete. */
+	if (find(sk))
+		drop(sk);
+}
+
+/* Also where the socket begins anew: nothing of an older one at its address is left. */
+static __always_inline bool follow(struct sock *sk, const struct entry *entry)
 {
 	__u64 key = (__u64)sk;
 
-	return remember(&sockets, &key, entry) ? find(sk) : NULL;
+	return remember(&sockets, &key, entry);
 }
 
 /*
@@ -95,7 +102,9 @@ static __always_inline void own(struct owner *owner, struct entry *entry, struct
 		*owner = entry->owner;
 	if (role)
 		owner->role = role;
-	if (!is_kernel_thread() || is_opened_by_kernel(sk, role))
+	/* An owner that was rejected is asked again: its cgroup or a pinned map may have changed. */
+	if (!(owner->wanted && is_current(owner)) &&
+	    (!is_kernel_thread() || is_opened_by_kernel(sk, role)))
 		current_owner(owner, sk, direct);
 	if (entry)
 		entry->owner = *owner;
@@ -106,28 +115,29 @@ static __always_inline void own_accepted(struct sock *sk, struct entry *unseen, 
 {
 	struct entry *entry;
 	struct owner owner;
-	struct conn conn;
 
 	/* Of a closed one there is nothing more to tell. */
-	if (sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE ||
-	    !read_conn(&conn, sk, direct) || !want_conn(&conn))
+	if (sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE)
 		return;
 	entry = find(sk);
-	own(&owner, entry ?: unseen, sk, ROLE_PASSIVE, direct);
-	if (!entry)
+	if (entry) {
+		own(&owner, entry, sk, ROLE_PASSIVE, direct);
+	} else if (read_conn(&unseen->conn, sk, direct) && want_conn(&unseen->conn)) {
+		own(&owner, unseen, sk, ROLE_PASSIVE, direct);
 		follow(sk, unseen);
+	}
 }
 
 /* The owner that a row shows: what was kept, never current. For hooks outside the socket's lock. */
 static __always_inline void kept_owner(struct owner *owner, const struct entry *entry,
 				       struct sock *sk, const bool direct)
 {
-	unknown_owner(owner, sk, direct);
-	if (!entry)
-		return;
-	if (entry->owner.pid)
+	if (entry && entry->owner.pid) {
 		*owner = entry->owner;
-	else
+		return;
+	}
+	unknown_owner(owner, sk, direct);
+	if (entry)
 		owner->role = entry->owner.role;
 }
 

@@ -38,6 +38,18 @@ static __always_inline void set_wanted(struct owner *owner, struct task_struct *
 		owner->wanted = true;
 }
 
+/* What is known of current already need not be asked again. A task may get another name (exec). */
+static __always_inline bool is_current(const struct owner *owner)
+{
+	__u64 task = bpf_get_current_pid_tgid(), name[2], known[2];
+
+	if (owner->pid != task >> 32 || owner->tid != (__u32)task)
+		return false;
+	bpf_get_current_comm(name, sizeof(name));
+	__builtin_memcpy(known, owner->comm, sizeof(known));
+	return name[0] == known[0] && name[1] == known[1];
+}
+
 /* Only where the kernel runs for current. Leaves the role, and `wanted` if it is set already. */
 static __always_inline void current_owner(struct owner *owner, struct sock *sk, const bool direct)
 {

@@ -62,7 +62,12 @@ static __always_inline void read_ipv6_addresses(struct conn *conn, struct sock *
 	/* Absent where the kernel is built without IPv6. */
 	if (!bpf_core_field_exists(sk->__sk_common.skc_v6_daddr))
 		return;
-#define WORD(side, i) sk_read(sk, __sk_common.skc_v6_##side.in6_u.u6_addr32[i], direct)
+	if (!direct) { /* one helper call an address, not one a word */
+		BPF_CORE_READ_INTO(&conn->raddr, sk, __sk_common.skc_v6_daddr);
+		BPF_CORE_READ_INTO(&conn->laddr, sk, __sk_common.skc_v6_rcv_saddr);
+		return;
+	}
+#define WORD(side, i) sk->__sk_common.skc_v6_##side.in6_u.u6_addr32[i]
 	conn->raddr.words[0] = WORD(daddr, 0);
 	conn->raddr.words[1] = WORD(daddr, 1);
 	conn->raddr.words[2] = WORD(daddr, 2);

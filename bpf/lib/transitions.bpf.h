@@ -73,27 +73,16 @@ static __always_inline struct seen *free_place(struct seen_changes *seen, const 
 }
 
 /* By the first program, as it begins to work. */
-static __always_inline void note_change(struct sock *sk, int newstate, const bool owned)
+static __always_inline void note_change(struct seen_changes *seen, struct sock *sk, int newstate,
+					const bool owned)
 {
-	struct seen_changes *seen = seen_here();
-	struct seen *place;
+	struct seen *place = free_place(seen, owned);
 
-	if (!seen)
-		return;
 	seen->first_runs = true;
-	place = free_place(seen, owned);
 	if (place->sk) /* the second program was skipped then */
 		__sync_fetch_and_add(&made_up_for, 1);
 	place->sk = (__u64)sk;
 	place->newstate = newstate;
-}
-
-static __always_inline void first_ends(void)
-{
-	struct seen_changes *seen = seen_here();
-
-	if (seen)
-		seen->first_runs = false;
 }
 
 static __always_inline bool cross_out(struct seen *place, struct sock *sk, int newstate)
@@ -129,12 +118,13 @@ static __always_inline int change(void *ctx, struct sock *sk, int oldstate, int 
 				  const bool direct)
 {
 	bool owned = is_owned(sk, direct);
+	struct seen_changes *seen = seen_here();
 
-	if (!is_tcp(sk, direct))
+	if (!seen || !is_tcp(sk, direct))
 		return 0;
-	note_change(sk, newstate, owned);
+	note_change(seen, sk, newstate, owned);
 	transition(ctx, sk, oldstate, newstate, owned, direct);
-	first_ends();
+	seen->first_runs = false;
 	return 0;
 }
 

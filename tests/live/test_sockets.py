@@ -615,8 +615,7 @@ def test_odd_sockets_leave_nothing(net: Net) -> None:
     here, _ = net
     with ExitStack() as stack, harness.listener() as server:
         for tool, maps in (
-            ("connect", ("starts", "calls")),
-            ("connlat", ("starts", "calls")),
+            *((tool, ("sockets", "calls")) for tool in ("connect", "connlat")),
             *((tool, ("sockets",)) for tool in ("accept", "tracer", "life", "states")),
         ):
             stack.enter_context(kept_empty(tool, *maps))

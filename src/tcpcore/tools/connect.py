@@ -94,8 +94,8 @@ TOOL = Tool(
         col.NETNS,
     ),
     variants=hooks.connecting(),
-    sockets=("starts", "flows"),
-    pending=Sweep(map="starts", section="raw_tp"),
+    sockets=("sockets", "flows"),
+    pending=Sweep(map="sockets", section="raw_tp"),
     derive=lambda: nullcontext(_Nameless()),
 )
 

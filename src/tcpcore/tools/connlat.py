@@ -60,7 +60,7 @@ TOOL = Tool(
         col.NETNS,
     ),
     variants=hooks.connecting(),
-    sockets=("starts",),
+    sockets=("sockets",),
 )
 
 EXAMPLES = (

@@ -54,8 +54,8 @@ TOOL = Tool(
         col.NETNS,
     ),
     variants=hooks.accepting(needed=False),
-    sockets=("sockets", "held"),
-    held=Sweep(map="held", section="raw_tp"),
+    sockets=("sockets",),
+    held=Sweep(map="sockets", section="raw_tp", changed="last_held_ns"),
 )
 
 EXAMPLES = (
