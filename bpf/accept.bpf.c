@@ -86,17 +86,31 @@ static __always_inline void queued(struct sock *sk, const bool direct)
 		follow(sk, &entry);
 }
 
+/* A child's way to its listener's queue, and what a process does with a connection that it has. */
+static __always_inline bool concerns(int oldstate, int newstate)
+{
+	switch (newstate) {
+	case TCP_ESTABLISHED:
+		return oldstate == TCP_SYN_RECV;
+	case TCP_FIN_WAIT1:
+	case TCP_LAST_ACK:
+	case TCP_CLOSE:
+		return oldstate != TCP_SYN_SENT && oldstate != TCP_LISTEN;
+	default:
+		return false;
+	}
+}
+
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct)
 {
-	if (newstate == TCP_SYN_SENT || newstate == TCP_SYN_RECV || newstate == TCP_LISTEN ||
-	    is_rejected(sk, newstate, direct))
+	if (is_rejected(sk, newstate, direct))
 		return;
 	if (newstate != TCP_ESTABLISHED && oldstate != TCP_SYN_RECV)
 		found_accepted(ctx, sk, oldstate, newstate, owned, direct);
 	else if (newstate != TCP_ESTABLISHED)
 		forget(sk); /* it was never queued: an older socket at its address was */
-	else if (oldstate == TCP_SYN_RECV && !socket_of(sk))
+	else if (!socket_of(sk))
 		queued(sk, direct);
 }
 

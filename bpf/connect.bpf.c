@@ -69,7 +69,7 @@ int send_pending(struct bpf_raw_tracepoint_args *ctx)
 	struct entry *start = find(sk);
 
 	if (start)
-		end(ctx, sk, start, EINPROGRESS, false, false);
+		end(ctx, sk, start, EINPROGRESS, PEER_OF_SOCKET, BY_HELPER);
 	return 0;
 }
 

@@ -37,7 +37,10 @@ static __always_inline bool ended_by_fin(struct sock *sk, int oldstate, int erro
 
 	if (oldstate == TCP_LAST_ACK || oldstate == TCP_CLOSING)
 		return BPF_CORE_READ(tp, snd_una) == BPF_CORE_READ(tp, write_seq);
-	/* With the peer's FIN, or without a process: a time-wait socket waits for the rest. */
+	/*
+	 * The peer's FIN has come, or no process is there to wait for it. Either way a time-wait
+	 * socket takes over.
+	 */
 	return oldstate == TCP_FIN_WAIT2 && (has_flag(sk, SOCK_DONE) || has_flag(sk, SOCK_DEAD)) &&
 	       error != ECONNRESET && error != ECONNABORTED && error != ETIMEDOUT;
 }
@@ -184,51 +187,79 @@ static __always_inline void closed(void *ctx, struct sock *sk, int oldstate, str
 }
 
 /* With TCP Fast Open a process may close it before the handshake is over. Its accept was not seen. */
-static __always_inline void closed_early(struct sock *sk, const bool direct)
+static __always_inline struct entry *closed_early(struct sock *sk, const bool direct)
 {
 	struct conn conn;
 
-	if (!find(sk) && read_tuple(&conn, sk, TCP_FIN_WAIT1, direct) == TUPLE_WANTED)
-		begin(sk, 0, &conn);
+	if (read_tuple(&conn, sk, TCP_FIN_WAIT1, direct) != TUPLE_WANTED)
+		return NULL;
+	begin(sk, 0, &conn);
+	return find(sk);
+}
+
+/* How a session begins and ends; what packets change in between tells nothing of its owner. */
+static __always_inline bool concerns(int oldstate, int newstate)
+{
+	switch (newstate) {
+	case TCP_SYN_SENT:
+	case TCP_ESTABLISHED:
+	case TCP_FIN_WAIT1:
+	case TCP_LAST_ACK:
+		return true;
+	case TCP_CLOSE:
+		return oldstate != TCP_LISTEN;
+	default:
+		return is_new_child(oldstate, newstate);
+	}
+}
+
+static __always_inline void ends(void *ctx, struct sock *sk, int oldstate, const bool owned,
+				 const bool direct)
+{
+	struct entry *entry = find(sk);
+
+	closed(ctx, sk, oldstate, entry, owned, direct);
+	if (entry)
+		drop(sk);
+}
+
+/* Its process closes it, and the session goes on until the peer has closed it, too. */
+static __always_inline void closing(struct sock *sk, int oldstate, int newstate, const bool owned,
+				    const bool direct)
+{
+	struct entry *entry = find(sk);
+	struct owner owner;
+
+	if (!entry && oldstate == TCP_SYN_RECV)
+		entry = closed_early(sk, direct);
+	if (entry && owned)
+		own(&owner, entry, sk, ROLE_UNKNOWN, direct);
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct)
 {
-	struct entry *entry;
-	struct owner owner;
-
-	if (newstate == TCP_LISTEN)
-		return;
 	if (is_rejected(sk, newstate, direct)) {
 		if (was_incomplete(oldstate))
 			forget(sk);
 		return;
 	}
-	if (newstate == TCP_SYN_RECV) {
-		if (is_new_child(oldstate, newstate))
-			forget(sk);
+	switch (newstate) {
+	case TCP_SYN_RECV: /* a new child: an older socket had the address */
+		forget(sk);
 		return;
-	}
-	if (newstate == TCP_ESTABLISHED) {
-		established(sk, oldstate, direct);
-		return;
-	}
-	if (newstate == TCP_SYN_SENT) {
+	case TCP_SYN_SENT:
 		connecting(sk, direct);
 		return;
-	}
-	if (oldstate == TCP_SYN_RECV && newstate == TCP_FIN_WAIT1)
-		closed_early(sk, direct);
-	if (newstate != TCP_CLOSE && !(owned && is_act(sk, oldstate, newstate, direct)))
+	case TCP_ESTABLISHED:
+		established(sk, oldstate, direct);
 		return;
-	entry = find(sk);
-	if (newstate == TCP_CLOSE)
-		closed(ctx, sk, oldstate, entry, owned, direct);
-	else if (entry)
-		own(&owner, entry, sk, ROLE_UNKNOWN, direct);
-	if (newstate == TCP_CLOSE && entry)
-		drop(sk);
+	case TCP_CLOSE:
+		ends(ctx, sk, oldstate, owned, direct);
+		return;
+	default:
+		closing(sk, oldstate, newstate, owned, direct);
+	}
 }
 
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
@@ -250,7 +281,7 @@ int send_open(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	start_ns = entry->part.start_ns;
 	conn = entry->conn;
-	kept_owner(&owner, entry, sk, false);
+	kept_owner(&owner, entry, sk, BY_HELPER);
 	/* Once only: its end is no news any more. */
 	if (bpf_map_delete_elem(&sockets, &key) == 0 && owner.wanted)
 		send(ctx, sk, start_ns, REASON_OPEN, &conn, &owner);

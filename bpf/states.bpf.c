@@ -127,6 +127,11 @@ static __always_inline bool go_on(void *ctx, struct sock *sk, struct entry *entr
 	return false;
 }
 
+static __always_inline bool concerns(int oldstate, int newstate)
+{
+	return true;
+}
+
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct)
 {
@@ -221,12 +226,12 @@ int send_held(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (!since)
 		return 0; /* it was sent */
-	tuple = read_tuple(&conn, sk, row.state, false);
+	tuple = read_tuple(&conn, sk, row.state, BY_HELPER);
 	if (tuple == TUPLE_INCOMPLETE || bpf_ktime_get_ns() - *since < OFFER_NS) {
 		last_held_ns = bpf_ktime_get_ns();
 		return 0;
 	}
-	kept_owner(&owner, entry, sk, false);
+	kept_owner(&owner, entry, sk, BY_HELPER);
 	if (!take(key))
 		return 0;
 	if (tuple == TUPLE_WANTED)

@@ -155,6 +155,12 @@ static __always_inline void closing(void *ctx, struct sock *sk, int oldstate, in
 	send(ctx, &conn, &owner, ACTION_CLOSE);
 }
 
+static __always_inline bool concerns(int oldstate, int newstate)
+{
+	return newstate == TCP_SYN_SENT || newstate == TCP_ESTABLISHED ||
+	       is_new_child(oldstate, newstate) || is_closing(oldstate, newstate);
+}
+
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct)
 {

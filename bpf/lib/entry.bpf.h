@@ -56,10 +56,10 @@ static __always_inline bool follow(struct sock *sk, const struct entry *entry)
 }
 
 /*
- * Whether a state change is the work of a system call. Only then is current the socket's user: the
- * lock's owner alone is not, since whoever asks for a socket's state holds its lock for a moment
- * (`ss -i`, getsockopt(2), iterators), and then works off the packets that came meanwhile. A change
- * that a packet or a timer makes leaves its error in the socket first.
+ * Whether a state change is the work of a system call. Only then is current the user of the socket.
+ * It is not enough that current holds the lock: whoever just looks at a socket (`ss -i`,
+ * getsockopt(2), iterators) holds it for a moment, and then has to work off the packets that came
+ * meanwhile. A packet or a timer that closes a socket leaves an error in it first.
  */
 static __always_inline bool is_act(struct sock *sk, int oldstate, int newstate, const bool direct)
 {
@@ -74,7 +74,7 @@ static __always_inline bool is_act(struct sock *sk, int oldstate, int newstate, 
 	default:
 		return false;
 	}
-	/* From the other states it takes a packet. */
+	/* Only a packet or a timer closes a socket from the other states. */
 	return (oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV ||
 		oldstate == TCP_ESTABLISHED || oldstate == TCP_CLOSE_WAIT ||
 		oldstate == TCP_LISTEN) &&
@@ -82,8 +82,8 @@ static __always_inline bool is_act(struct sock *sk, int oldstate, int newstate, 
 }
 
 /*
- * Kernel threads close files for others (a unix socket's queue, the subflows of MPTCP) and are no
- * owners of what they did not open.
+ * A kernel thread owns what it opens itself. It owns neither what it closes for others (files that
+ * were left in the queue of a unix socket) nor the subflows that it adds to MPTCP sockets.
  */
 static __always_inline bool is_opened_by_kernel(struct sock *sk, enum role role)
 {
@@ -110,13 +110,13 @@ static __always_inline void own(struct owner *owner, struct entry *entry, struct
 		entry->owner = *owner;
 }
 
-/* For tools that want no more of accept() than the owner. unseen: of a socket without an entry. */
+/* For tools that need accept() for the owner only. unseen: the entry of a socket that has none. */
 static __always_inline void own_accepted(struct sock *sk, struct entry *unseen, const bool direct)
 {
 	struct entry *entry;
 	struct owner owner;
 
-	/* Of a closed one there is nothing more to tell. */
+	/* There is nothing more to tell of a closed one. */
 	if (sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE)
 		return;
 	entry = find(sk);
@@ -128,7 +128,7 @@ static __always_inline void own_accepted(struct sock *sk, struct entry *unseen, 
 	}
 }
 
-/* The owner that a row shows: what was kept, never current. For hooks outside the socket's lock. */
+/* The owner to show at a hook outside the socket's lock: the one that was kept, never current. */
 static __always_inline void kept_owner(struct owner *owner, const struct entry *entry,
 				       struct sock *sk, const bool direct)
 {
@@ -142,9 +142,9 @@ static __always_inline void kept_owner(struct owner *owner, const struct entry *
 }
 
 /*
- * The owner at a state change. owned: the socket's lock is a task's, so that the change happens in
- * that task. Only at a state change: elsewhere, as in a listener's timers, the owner of the lock
- * may be on another CPU.
+ * The owner to show at a state change. owned: a task holds the socket's lock; the change happens
+ * under that lock, so that the task is current. At other hooks, as in the timers of a listener, a
+ * task on another CPU may hold the lock.
  */
 static __always_inline void changing_owner(struct owner *owner, struct entry *entry,
 					   struct sock *sk, int oldstate, int newstate,

@@ -19,16 +19,16 @@ static __always_inline struct sock *tcp_sock_of_file(struct file *file)
 {
 	struct sock *sk = sock_of_file(file);
 
-	return sk && !is_tcp(sk, false) ? first_subflow(sk, false) : sk;
+	return sk && !is_tcp(sk, BY_HELPER) ? first_subflow(sk, BY_HELPER) : sk;
 }
 
 static __always_inline void seed(struct sock *sk, struct task_struct *task)
 {
 	struct entry new = {}, *known;
 	__u64 key = (__u64)sk;
-	int state = sk_read(sk, __sk_common.skc_state, false);
+	int state = sk_read(sk, __sk_common.skc_state, BY_HELPER);
 
-	if (read_tuple(&new.conn, sk, state, false) != TUPLE_WANTED ||
+	if (read_tuple(&new.conn, sk, state, BY_HELPER) != TUPLE_WANTED ||
 	    !seeded(&new.part, sk, state))
 		return;
 	other_owner(&new.owner, sk, task);
