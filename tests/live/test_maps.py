@@ -135,7 +135,7 @@ def test_entries_are_found(net: Net) -> None:
         here.entered(),
         harness.start_hanging(here.nobody, 1002),
     ):
-        assert "starts" in {name for name, _, _ in running.entries()}
+        assert "sockets" in {name for name, _, _ in running.entries()}
 
 
 PLACES, CONNECTIONS = 4, 12

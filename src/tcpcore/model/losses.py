@@ -35,6 +35,6 @@ def describe(losses: Losses) -> str:
         f"{losses.missed} events: skipped, as the same program was running": losses.missed,
         f"{losses.malformed} records: not decodable": losses.malformed,
         f"{losses.answers} DNS packets: not read in time": losses.answers,
-        f"{losses.output} events: their CPU has no buffer, it came later (start again)": losses.output,
+        f"{losses.output} events: their CPU has no buffer, it is new (start again)": losses.output,
     }
     return "lost so far: " + "; ".join(text for text, number in causes.items() if number)

@@ -94,8 +94,8 @@ TOOL = Tool(
     event=Event,
     kinds=(Stream(_LINES),),
     slots=TRANSITIONS + CONNECTING,
-    sockets=("starts",),
-    pending=Sweep(map="starts", section="raw_tp"),
+    sockets=("sockets",),
+    pending=Sweep(map="sockets", section="raw_tp"),
     derive=lambda: nullcontext(_Nameless()),
 )
 

@@ -60,7 +60,7 @@ TOOL = Tool(
     event=Event,
     kinds=(Stream(_LINES),),
     slots=TRANSITIONS + CONNECTING,
-    sockets=("starts",),
+    sockets=("sockets",),
 )
 
 EXAMPLES = (
