@@ -304,7 +304,7 @@ def test_rings_are_not_made_smaller_than_asked_for(
     assert e.value.exit_code == code
     assert f"no rings of {tried[-1] * PAGE >> 10} KiB per CPU" in str(e.value)
     assert says in str(e.value)
-    assert "--buffer" in str(e.value)
+    assert "`buffer`" in str(e.value)
 
 
 def test_perf_events_for_root_only_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -301,7 +301,7 @@ def test_losses_are_told_each_time_they_grow(
 
 
 def test_each_cause_is_described() -> None:
-    causes = {"ring": "--buffer", "map": "--map-size", "missed": "was running", "malformed": "deco"}
+    causes = {"ring": "`buffer`", "map": "`map_size`", "missed": "was running", "malformed": "deco"}
     for cause, says in causes.items():
         text = describe(Losses(**{cause: 7}))
         assert "7 " in text and says in text and ";" not in text

@@ -249,9 +249,9 @@ _REFUSALS: dict[int, tuple[type[TcpcoreError], str]] = {
     errno.EPERM: (
         PrivilegeError,
         "that much memory is locked with CAP_IPC_LOCK only: run as root, raise 'ulimit -l' or "
-        "kernel.perf_event_mlock_kb (sysctl), or ask for a smaller --buffer",
+        "kernel.perf_event_mlock_kb (sysctl), or ask for a smaller `buffer`",
     ),
-    errno.ENOMEM: (TcpcoreError, "out of memory: ask for a smaller --buffer"),
+    errno.ENOMEM: (TcpcoreError, "out of memory: ask for a smaller `buffer`"),
 }
 
 

@@ -30,8 +30,8 @@ class Losses:
 def describe(losses: Losses) -> str:
     """One line: how much was lost, why, and what helps."""
     causes = {
-        f"{losses.ring} events: buffer full (try a larger --buffer)": losses.ring,
-        f"{losses.map} sockets: map full (try a larger --map-size)": losses.map,
+        f"{losses.ring} events: buffer full (try a larger `buffer`)": losses.ring,
+        f"{losses.map} sockets: map full (try a larger `map_size`)": losses.map,
         f"{losses.missed} events: skipped, as the same program was running": losses.missed,
         f"{losses.malformed} records: not decodable": losses.malformed,
         f"{losses.answers} DNS packets: not read in time": losses.answers,
