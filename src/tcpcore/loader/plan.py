@@ -45,12 +45,12 @@ class Way:
 
     @property
     def name(self) -> str:
-        """What --attach calls it: fentry, kprobe, tp_btf, raw_tp or tracepoint."""
+        """What `attach` calls it: fentry, kprobe, tp_btf, raw_tp or tracepoint."""
         kind = self.sections[0].partition("/")[0]
         return _NAMES.get(kind, kind)
 
     def is_called(self, name: str) -> bool:
-        """Whether `--attach NAME` means this way."""
+        """Whether `attach` means this way by a name."""
         return name == self.name or (name == "tracepoint" and self.name in _TRACEPOINTS)
 
     def cannot(self, section: str, btf: kernel.Btf) -> str | None:
