@@ -159,8 +159,8 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 		conn = &entry->conn;
 	else
 		tuple = read_tuple(&read, sk, newstate, direct);
-	barrier_var(
-		conn); /* else clang keeps the tuple in pieces, which costs more than it saves */
+	/* Else clang takes the tuple to pieces, which costs more than reading it where it is. */
+	barrier_var(conn);
 	if (tuple == TUPLE_REJECTED)
 		return;
 	changing_owner(&owner, entry, sk, oldstate, newstate, owned, direct);
