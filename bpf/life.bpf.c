@@ -239,11 +239,8 @@ static __always_inline void closing(struct sock *sk, int oldstate, int newstate,
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct)
 {
-	if (is_rejected(sk, newstate, direct)) {
-		if (was_incomplete(oldstate))
-			forget(sk);
+	if (reject(sk, oldstate, newstate, direct))
 		return;
-	}
 	switch (newstate) {
 	case TCP_SYN_RECV: /* a new child: an older socket had the address */
 		forget(sk);

@@ -4,7 +4,7 @@
 
 struct part {
 	__u64 since_ns;	  /* when the socket came to its state */
-	__u64 offered_ns; /* since_ns of the row that was offered, see there; else any other value */
+	__u64 offered_ns; /* since_ns of the row that is in `offered`; any other value: none is */
 	__u8 state;
 	__u8 held_from; /* old state of a row that waits for its tuple, 0: none waits */
 };
@@ -18,17 +18,19 @@ struct part {
 EVENT(states_event);
 
 /*
- * A row waits in its socket's entry while the tuple is incomplete: connect() enters SYN_SENT before
- * it has a local port, and older kernels give a new child its peer only after SYN_RECV. It is sent
- * with the socket's next change. A connect that hangs has none for minutes; so whenever this time
- * has changed, user space runs send_held() on every socket.
+ * A row waits in the entry of its socket while the tuple is incomplete: connect() enters SYN_SENT
+ * before it has a local port, and older kernels give a new child its peer only after SYN_RECV
+ * (inet_csk_clone_lock). The next change of the socket sends the row. A connect that hangs has no
+ * next change for minutes. So user space runs send_held() for every socket, but only when this time
+ * has changed since it did so last. (A plain store: a number that counts up would have to be atomic.)
  */
 __u64 last_held_ns;
 
 /*
- * Rows that send_held() found. It offers a row first, and sends it when it comes again. From then
- * on whoever deletes the key sends the row; changes that did not see the offer are long over. All
- * other rows, those of connects that are answered soon, cost no map operation.
+ * Rows that either side may send: the next change of the socket, or send_held(). Whoever deletes the
+ * key sends the row. send_held() offers a row when it finds it first, and tries to send it when it
+ * comes again; by then all changes that did not see the offer are over. So a connect that is
+ * answered soon costs nothing here.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -37,7 +39,8 @@ struct {
 	__type(value, __u64); /* when it was offered */
 } offered SEC(".maps");
 
-#define OFFER_NS 1000000 /* more than a change of state takes */
+/* Longer than a program at a change of state takes. */
+#define OFFER_NS 1000000
 
 static __always_inline void send(void *ctx, __u64 sk, __u64 ts_ns, __u64 duration_ns, __u8 oldstate,
 				 __u8 newstate, const struct conn *conn, const struct owner *owner)
@@ -67,7 +70,7 @@ static __always_inline bool is_offered(const struct part *row)
 	return row->offered_ns == row->since_ns;
 }
 
-/* True for one of those who try, of which the others find the key gone. */
+/* True for one of those who try: the others find that the key is gone. */
 static __always_inline bool take(__u64 key)
 {
 	return bpf_map_delete_elem(&offered, &key) == 0;
@@ -84,10 +87,10 @@ static __always_inline void forget_held(struct sock *sk)
 	drop(sk);
 }
 
-/* The socket's first change that we see: false when its row waits for the tuple. */
+/* The first change of a socket: false when its row has to wait. */
 static __always_inline bool begin(struct sock *sk, __u64 now, int oldstate, int newstate,
 				  const struct owner *owner, const struct conn *conn,
-				  const bool complete)
+				  enum tuple tuple)
 {
 	struct entry new = {.part = {.since_ns = now, .state = newstate}};
 
@@ -95,20 +98,20 @@ static __always_inline bool begin(struct sock *sk, __u64 now, int oldstate, int 
 		return true;
 	if (owner->pid)
 		new.owner = *owner;
-	if (complete)
+	if (tuple == TUPLE_WANTED)
 		new.conn = *conn;
 	else
 		new.part.held_from = oldstate;
-	if (!follow(sk, &new) || complete)
+	if (!follow(sk, &new) || tuple == TUPLE_WANTED)
 		return true;
 	last_held_ns = now;
 	return false;
 }
 
-/* Another one: the row that waited comes first. False when this one waits as well. */
+/* A later change, after the row that has waited. False when this one has to wait as well. */
 static __always_inline bool go_on(void *ctx, struct sock *sk, struct entry *entry, __u64 now,
 				  int oldstate, int newstate, const struct owner *owner,
-				  const struct conn *conn, const bool complete)
+				  const struct conn *conn, enum tuple tuple)
 {
 	__u64 key = (__u64)sk;
 
@@ -117,7 +120,7 @@ static __always_inline bool go_on(void *ctx, struct sock *sk, struct entry *entr
 	entry->part.held_from = 0;
 	entry->part.since_ns = now;
 	entry->part.state = newstate;
-	if (complete) {
+	if (tuple == TUPLE_WANTED) {
 		if (!entry->conn.family)
 			entry->conn = *conn;
 		return true;
@@ -149,26 +152,25 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 		return;
 	}
 	now = bpf_ktime_get_ns();
-	/* What is kept at the address of a socket that begins, or begins anew, is another's. */
+	/* A socket that begins, or begins anew, has no entry: another one had its address. */
 	if (oldstate != TCP_CLOSE && !is_new_child(oldstate, newstate))
 		entry = find(sk);
 	if (entry && entry->conn.family)
 		conn = &entry->conn;
 	else
 		tuple = read_tuple(&read, sk, newstate, direct);
-	barrier_var(
-		conn); /* else clang keeps the tuple in pieces, which costs more than it saves */
+	/* Else clang takes the tuple to pieces, which costs more than reading it where it is. */
+	barrier_var(conn);
 	if (tuple == TUPLE_REJECTED)
 		return;
 	changing_owner(&owner, entry, sk, oldstate, newstate, owned, direct);
 	if (entry) {
-		/* If not, a change was missed: nobody knows when it came to its old state. */
+		/* If it differs, a change was missed: how long the old state lasted is not known. */
 		if (entry->part.state == oldstate)
 			since = entry->part.since_ns;
-		shown = go_on(ctx, sk, entry, now, oldstate, newstate, &owner, conn,
-			      tuple == TUPLE_WANTED);
+		shown = go_on(ctx, sk, entry, now, oldstate, newstate, &owner, conn, tuple);
 	} else {
-		shown = begin(sk, now, oldstate, newstate, &owner, conn, tuple == TUPLE_WANTED);
+		shown = begin(sk, now, oldstate, newstate, &owner, conn, tuple);
 	}
 	if (shown && owner.wanted)
 		send(ctx, (__u64)sk, now, since ? now - since : UNKNOWN_NS, oldstate, newstate,
@@ -189,14 +191,17 @@ static __always_inline void destroy(void *ctx, struct sock *sk, const bool direc
 	forget_held(sk);
 }
 
-/* The key first: a change that sees the offer finds it. The socket may be gone meanwhile. */
+/* The key comes first: a change that sees the offer finds it. */
 static __always_inline void offer(__u64 key, struct entry *entry)
 {
 	__u64 now = bpf_ktime_get_ns(), since = entry->part.since_ns;
 
-	last_held_ns = now;
-	if (bpf_map_update_elem(&offered, &key, &now, BPF_ANY) == 0)
-		entry->part.offered_ns = since;
+	last_held_ns = now; /* to be called again */
+	if (bpf_map_update_elem(&offered, &key, &now, BPF_ANY))
+		return;
+	entry->part.offered_ns = since;
+	if (!entry->part.held_from || entry->part.since_ns != since) /* it was sent meanwhile */
+		take(key);
 }
 
 /*
@@ -207,7 +212,7 @@ SEC("raw_tp")
 int send_held(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct sock *sk = (struct sock *)ctx->args[0];
-	__u64 key = (__u64)sk, *since;
+	__u64 key = (__u64)sk, *offered_at;
 	struct entry *entry = find(sk);
 	struct owner owner;
 	struct part row;
@@ -216,18 +221,18 @@ int send_held(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!entry)
 		return 0;
-	row = entry->part;
+	row = entry->part; /* by value: once the key is gone, a change may write to the entry */
 	if (!row.held_from)
 		return 0;
-	since = bpf_map_lookup_elem(&offered, &key);
 	if (!is_offered(&row)) {
 		offer(key, entry);
 		return 0;
 	}
-	if (!since)
-		return 0; /* it was sent */
+	offered_at = bpf_map_lookup_elem(&offered, &key);
+	if (!offered_at) /* it was sent */
+		return 0;
 	tuple = read_tuple(&conn, sk, row.state, BY_HELPER);
-	if (tuple == TUPLE_INCOMPLETE || bpf_ktime_get_ns() - *since < OFFER_NS) {
+	if (tuple == TUPLE_INCOMPLETE || bpf_ktime_get_ns() - *offered_at < OFFER_NS) {
 		last_held_ns = bpf_ktime_get_ns();
 		return 0;
 	}

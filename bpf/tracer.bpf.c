@@ -164,11 +164,8 @@ static __always_inline bool concerns(int oldstate, int newstate)
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct)
 {
-	if (is_rejected(sk, newstate, direct)) {
-		if (was_incomplete(oldstate))
-			forget(sk);
+	if (reject(sk, oldstate, newstate, direct))
 		return;
-	}
 	if (is_new_child(oldstate, newstate))
 		forget(sk);
 	else if (newstate == TCP_SYN_SENT)

@@ -157,8 +157,9 @@ static __always_inline bool enter(struct sock *sk, const void *uaddr, enum memor
 		read_sockaddr(&address, uaddr, sizeof(address), memory);
 	if (!parse(&start.conn, &address))
 		return false;
-	start.conn.netns = netns_of(sk);
-	if (memory == USER_MEMORY ? want_netns(start.conn.netns) : may_want_conn(&start.conn))
+	if (memory == KERNEL_MEMORY && !may_want_endpoints(&start.conn))
+		return true;
+	if (want_netns(netns_of(sk)))
 		begin(sk, &start, MAP_FULL_IS_LOSS, direct);
 	return true;
 }

@@ -47,6 +47,19 @@ static __always_inline void forget(struct sock *sk)
 		drop(sk);
 }
 
+/*
+ * At a change of state, before anything else is read: true when the filters reject the tuple. An
+ * entry from the time when the tuple was incomplete goes.
+ */
+static __always_inline bool reject(struct sock *sk, int oldstate, int newstate, const bool direct)
+{
+	if (!is_rejected(sk, newstate, direct))
+		return false;
+	if (was_incomplete(oldstate))
+		forget(sk);
+	return true;
+}
+
 /* Also where the socket begins anew: nothing of an older one at its address is left. */
 static __always_inline bool follow(struct sock *sk, const struct entry *entry)
 {

@@ -193,8 +193,8 @@ static __always_inline bool want_netns(__u32 netns)
 	return !target_netns_count || in_list(target_netns, target_netns_count, netns);
 }
 
-/* A complete tuple. The cheapest comparisons come first. */
-static __always_inline bool want_conn(const struct conn *conn)
+/* Of a complete tuple. */
+static __always_inline bool want_endpoints(const struct conn *conn)
 {
 	if (target_family && conn->family != target_family)
 		return false;
@@ -202,22 +202,18 @@ static __always_inline bool want_conn(const struct conn *conn)
 		return false;
 	if (target_rport_set && !in_bitmap(target_rport, conn->rport))
 		return false;
-	if (!want_netns(conn->netns))
-		return false;
 	if (target_laddr_count && !in_prefixes(target_laddr, target_laddr_count, &conn->laddr))
 		return false;
 	return !target_raddr_count || in_prefixes(target_raddr, target_raddr_count, &conn->raddr);
 }
 
 /*
- * A tuple that is not complete yet: false when what is known of it is rejected already. As long as
- * the peer is not known, neither is the family: a socket for IPv6 may get a v4-mapped peer.
+ * Of a tuple that is not complete yet: false when what is known of it is rejected already. As long
+ * as the peer is not known, neither is the family: a socket for IPv6 may get a v4-mapped peer.
  */
-static __always_inline bool may_want_conn(const struct conn *conn)
+static __always_inline bool may_want_endpoints(const struct conn *conn)
 {
 	if (target_lport_set && conn->lport && !in_bitmap(target_lport, conn->lport))
-		return false;
-	if (!want_netns(conn->netns))
 		return false;
 	if (target_laddr_count && !is_zero(&conn->laddr) &&
 	    !in_prefixes(target_laddr, target_laddr_count, &conn->laddr))
@@ -229,6 +225,11 @@ static __always_inline bool may_want_conn(const struct conn *conn)
 	if (target_rport_set && !in_bitmap(target_rport, conn->rport))
 		return false;
 	return !target_raddr_count || in_prefixes(target_raddr, target_raddr_count, &conn->raddr);
+}
+
+static __always_inline bool want_conn(const struct conn *conn)
+{
+	return want_netns(conn->netns) && want_endpoints(conn);
 }
 
 /* What a socket's tuple tells the filters at a change of state. */
@@ -253,13 +254,19 @@ static __always_inline bool is_complete(const struct conn *conn, int state)
 static __always_inline enum tuple read_tuple(struct conn *conn, struct sock *sk, int state,
 					     const bool direct)
 {
-	if (!read_conn(conn, sk, direct))
+	bool complete;
+
+	if (!read_endpoints(conn, sk, direct))
 		return TUPLE_REJECTED;
 	if (state == TCP_CLOSE && !conn->lport)
 		conn->lport = read_closed_lport(sk);
-	if (state == TCP_CLOSE || is_complete(conn, state))
-		return want_conn(conn) ? TUPLE_WANTED : TUPLE_REJECTED;
-	return may_want_conn(conn) ? TUPLE_INCOMPLETE : TUPLE_REJECTED;
+	complete = state == TCP_CLOSE || is_complete(conn, state);
+	if (complete ? !want_endpoints(conn) : !may_want_endpoints(conn))
+		return TUPLE_REJECTED;
+	conn->netns = netns_of(sk);
+	if (!want_netns(conn->netns))
+		return TUPLE_REJECTED;
+	return complete ? TUPLE_WANTED : TUPLE_INCOMPLETE;
 }
 
 static __always_inline bool is_tuple_filtered(void)

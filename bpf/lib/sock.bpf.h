@@ -98,18 +98,18 @@ static __always_inline struct socket *socket_of(struct sock *sk)
 }
 
 /*
- * The tuple of sk; false when sk speaks neither IPv4 nor IPv6. A v4-mapped peer is IPv4. A closing
- * socket may have given its port back already (inet_put_port): then lport is 0.
+ * The tuple of sk without its namespace, which takes two helper calls; false when sk speaks neither
+ * IPv4 nor IPv6. A v4-mapped peer is IPv4. A closing socket may have given its port back already
+ * (inet_put_port): then lport is 0.
  *
  * It reads struct sock_common alone, which request sockets (NEW_SYN_RECV) and time-wait sockets
  * have as well. All other functions here and in owner.bpf.h are for full sockets.
  */
-static __always_inline bool read_conn(struct conn *conn, struct sock *sk, const bool direct)
+static __always_inline bool read_endpoints(struct conn *conn, struct sock *sk, const bool direct)
 {
 	conn->family = sk_read(sk, __sk_common.skc_family, direct);
 	conn->lport = sk_read(sk, __sk_common.skc_num, direct);
 	conn->rport = bpf_ntohs(sk_read(sk, __sk_common.skc_dport, direct));
-	conn->netns = netns_of(sk);
 	set_v4mapped(&conn->raddr, sk_read(sk, __sk_common.skc_daddr, direct));
 	set_v4mapped(&conn->laddr, sk_read(sk, __sk_common.skc_rcv_saddr, direct));
 	if (conn->family == AF_INET6) {
@@ -121,6 +121,12 @@ static __always_inline bool read_conn(struct conn *conn, struct sock *sk, const 
 			set_v4mapped(&conn->raddr, 0);
 	}
 	return conn->family == AF_INET || conn->family == AF_INET6;
+}
+
+static __always_inline bool read_conn(struct conn *conn, struct sock *sk, const bool direct)
+{
+	conn->netns = netns_of(sk);
+	return read_endpoints(conn, sk, direct);
 }
 
 /*

@@ -148,43 +148,29 @@ static __always_inline int change_again(void *ctx, struct sock *sk, int oldstate
 	return 0;
 }
 
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(change_btf, struct sock *sk, int oldstate, int newstate)
-{
-	return change(ctx, sk, oldstate, newstate, DIRECT);
-}
+/*
+ * The programs, once for each kind of raw tracepoint. That at the socket's end runs with softirqs
+ * off, so that nothing of its kind interrupts it.
+ */
+#define TRANSITION_PROGRAMS(kind, suffix, how)                                                     \
+	SEC(kind "/inet_sock_set_state")                                                           \
+	int BPF_PROG(change_##suffix, struct sock *sk, int oldstate, int newstate)                 \
+	{                                                                                          \
+		return change(ctx, sk, oldstate, newstate, how);                                   \
+	}                                                                                          \
+	SEC(kind "/inet_sock_set_state")                                                           \
+	int BPF_PROG(change_again_##suffix, struct sock *sk, int oldstate, int newstate)           \
+	{                                                                                          \
+		return change_again(ctx, sk, oldstate, newstate, how);                             \
+	}                                                                                          \
+	SEC(kind "/tcp_destroy_sock")                                                              \
+	int BPF_PROG(destroy_##suffix, struct sock *sk)                                            \
+	{                                                                                          \
+		destroy(ctx, sk, how);                                                             \
+		return 0;                                                                          \
+	}
 
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(change_again_btf, struct sock *sk, int oldstate, int newstate)
-{
-	return change_again(ctx, sk, oldstate, newstate, DIRECT);
-}
-
-SEC("raw_tp/inet_sock_set_state")
-int BPF_PROG(change_raw, struct sock *sk, int oldstate, int newstate)
-{
-	return change(ctx, sk, oldstate, newstate, BY_HELPER);
-}
-
-SEC("raw_tp/inet_sock_set_state")
-int BPF_PROG(change_again_raw, struct sock *sk, int oldstate, int newstate)
-{
-	return change_again(ctx, sk, oldstate, newstate, BY_HELPER);
-}
-
-/* It runs with softirqs off, so that nothing of its kind interrupts it. */
-SEC("tp_btf/tcp_destroy_sock")
-int BPF_PROG(destroy_btf, struct sock *sk)
-{
-	destroy(ctx, sk, DIRECT);
-	return 0;
-}
-
-SEC("raw_tp/tcp_destroy_sock")
-int BPF_PROG(destroy_raw, struct sock *sk)
-{
-	destroy(ctx, sk, BY_HELPER);
-	return 0;
-}
+TRANSITION_PROGRAMS("tp_btf", btf, DIRECT)
+TRANSITION_PROGRAMS("raw_tp", raw, BY_HELPER)
 
 #endif /* TCPCORE_TRANSITIONS_BPF_H */

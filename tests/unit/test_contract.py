@@ -175,6 +175,12 @@ def test_the_maps_that_python_names_exist(built: Built) -> None:
     assert named <= set(file.variables(".maps"))
 
 
+def test_the_counters_of_sweeps_exist(built: Built) -> None:
+    name, file = built
+    for sweep in sweeps(with_options(name)):
+        assert sweep.changed is None or file.variables(".bss")[sweep.changed].size == 8
+
+
 def test_the_loss_counters_exist(built: Built) -> None:
     _, file = built
     counters = file.variables(".bss")
