@@ -177,7 +177,7 @@ def test_the_maps_that_python_names_exist(built: Built) -> None:
 
 def test_the_counters_of_sweeps_exist(built: Built) -> None:
     name, file = built
-    for sweep in sweeps(with_options(name)):
+    for sweep in with_options(name).sweeps:
         assert sweep.changed is None or file.variables(".bss")[sweep.changed].size == 8
 
 
