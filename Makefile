@@ -64,6 +64,7 @@ test-rootless: setup-lint ## The tests that need neither root nor a virtual mach
 lint: setup-lint ## Formats, lint rules and types
 	$(Q)$(BIN)/ruff check --quiet
 	$(Q)$(BIN)/ruff format --quiet --check
+	$(Q)$(BIN)/python -m tcpcore.overloads
 	$(Q)$(BIN)/mypy --no-error-summary
 	$(Q)$(CLANG_FORMAT) --dry-run -Werror $(C_SOURCES)
 	$(Q)$(MAKE) workflows

@@ -30,7 +30,7 @@ static __always_inline void send(void *ctx, __u64 wait_ns, const struct conn *co
 		.tid = owner->tid,
 	};
 
-	if (!owner->wanted || !want_conn(conn))
+	if (!owner->wanted)
 		return;
 	describe(&event, conn, owner);
 	emit(ctx, &event, sizeof(event));
@@ -47,11 +47,11 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 		if (entry->part.progress == SHOWN)
 			return;
 		wait_ns = bpf_ktime_get_ns() - entry->part.since_ns;
-		forget(sk);
+		conn = entry->conn;
+		drop(sk);
+	} else if (!read_closed_conn(&conn, sk, direct) || !want_conn(&conn)) {
+		return; /* closed: it may have been reset meanwhile */
 	}
-	/* It may have been reset meanwhile. */
-	if (!read_closed_conn(&conn, sk, direct))
-		return;
 	current_owner(&owner, sk, direct);
 	send(ctx, wait_ns, &conn, &owner);
 }
@@ -62,8 +62,7 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
  * before, accept() may be about to return on another CPU: then it is shown when it is destroyed.
  */
 static __always_inline void found_accepted(void *ctx, struct sock *sk, int oldstate, int newstate,
-					   const struct conn *conn, const bool owned,
-					   const bool direct)
+					   const bool owned, const bool direct)
 {
 	struct entry *entry = find(sk);
 	struct owner owner;
@@ -73,46 +72,60 @@ static __always_inline void found_accepted(void *ctx, struct sock *sk, int oldst
 	changing_owner(&owner, entry, sk, oldstate, newstate, owned, direct);
 	if (owner.pid) {
 		entry->part.progress = SHOWN;
-		send(ctx, UNKNOWN_NS, conn, &owner);
+		send(ctx, UNKNOWN_NS, &entry->conn, &owner);
 	} else if (newstate == TCP_CLOSE) {
 		entry->part.progress = GRAFTED;
 	}
 }
 
-static __always_inline void queued(struct sock *sk)
+static __always_inline void queued(struct sock *sk, const bool direct)
 {
 	struct entry entry = {.part.since_ns = bpf_ktime_get_ns()};
 
-	follow(sk, &entry);
+	if (read_tuple(&entry.conn, sk, TCP_ESTABLISHED, direct) == TUPLE_WANTED)
+		follow(sk, &entry);
+}
+
+/* A child's way to its listener's queue, and what a process does with a connection that it has. */
+static __always_inline bool concerns(int oldstate, int newstate)
+{
+	switch (newstate) {
+	case TCP_ESTABLISHED:
+		return oldstate == TCP_SYN_RECV;
+	case TCP_FIN_WAIT1:
+	case TCP_LAST_ACK:
+	case TCP_CLOSE:
+		return oldstate != TCP_SYN_SENT && oldstate != TCP_LISTEN;
+	default:
+		return false;
+	}
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct)
 {
-	struct conn conn;
-
-	if (is_new_child(oldstate, newstate))
-		forget(sk);
-	if (newstate == TCP_SYN_SENT || newstate == TCP_SYN_RECV || newstate == TCP_LISTEN ||
-	    !read_closed_conn(&conn, sk, direct) || !want_conn(&conn))
+	if (is_rejected(sk, newstate, direct))
 		return;
-	if (newstate != TCP_ESTABLISHED)
-		found_accepted(ctx, sk, oldstate, newstate, &conn, owned, direct);
-	else if (oldstate == TCP_SYN_RECV && !socket_of(sk))
-		queued(sk);
+	if (newstate != TCP_ESTABLISHED && oldstate != TCP_SYN_RECV)
+		found_accepted(ctx, sk, oldstate, newstate, owned, direct);
+	else if (newstate != TCP_ESTABLISHED)
+		forget(sk); /* it was never queued: an older socket at its address was */
+	else if (!socket_of(sk))
+		queued(sk, direct);
 }
 
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
 {
 	struct entry *entry = find(sk);
 	struct owner owner;
-	struct conn conn;
 
-	if (entry && entry->part.progress == GRAFTED && read_closed_conn(&conn, sk, direct)) {
+	if (!entry)
+		return;
+	if (entry->part.progress == GRAFTED) {
 		kept_owner(&owner, entry, sk, direct);
-		send(ctx, UNKNOWN_NS, &conn, &owner);
+		send(ctx, UNKNOWN_NS, &entry->conn, &owner);
 	}
-	forget(sk);
+	drop(sk);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -64,11 +64,10 @@ SEC("raw_tp")
 int send_pending(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct sock *sk = (struct sock *)ctx->args[0];
-	__u64 key = (__u64)sk;
-	struct start *start = bpf_map_lookup_elem(&starts, &key);
+	struct entry *start = find(sk);
 
 	if (start)
-		end(ctx, sk, start, EINPROGRESS, false, false);
+		end(ctx, sk, start, EINPROGRESS, PEER_OF_SOCKET, BY_HELPER);
 	return 0;
 }
 

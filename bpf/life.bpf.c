@@ -17,6 +17,7 @@ struct part {
 #include "lib/entry.bpf.h"
 #include "life.h"
 #include "lib/output.bpf.h"
+#include "lib/seeding.bpf.h"
 #include "lib/transitions.bpf.h"
 
 EVENT(life_event);
@@ -36,7 +37,10 @@ static __always_inline bool ended_by_fin(struct sock *sk, int oldstate, int erro
 
 	if (oldstate == TCP_LAST_ACK || oldstate == TCP_CLOSING)
 		return BPF_CORE_READ(tp, snd_una) == BPF_CORE_READ(tp, write_seq);
-	/* With the peer's FIN, or without a process: a time-wait socket waits for the rest. */
+	/*
+	 * The peer's FIN has come, or no process is there to wait for it. Either way a time-wait
+	 * socket takes over.
+	 */
 	return oldstate == TCP_FIN_WAIT2 && (has_flag(sk, SOCK_DONE) || has_flag(sk, SOCK_DEAD)) &&
 	       error != ECONNRESET && error != ECONNABORTED && error != ETIMEDOUT;
 }
@@ -106,14 +110,17 @@ static __always_inline __u64 passive_start(struct sock *sk)
 	return bpf_ktime_get_ns() - srtt_us * 1000ULL;
 }
 
-static __always_inline void begin(struct sock *sk, __u64 start_ns)
+static __always_inline void begin(struct sock *sk, __u64 start_ns, const struct conn *conn)
 {
-	struct entry entry = {.part = {.start_ns = start_ns, .progress = ESTABLISHED}};
+	struct entry entry = {
+		.conn = *conn,
+		.part = {.start_ns = start_ns, .progress = ESTABLISHED},
+	};
 
 	follow(sk, &entry);
 }
 
-static __always_inline void connecting(struct sock *sk, const struct conn *conn, const bool direct)
+static __always_inline void connecting(struct sock *sk, const bool direct)
 {
 	struct entry entry = {
 		.part = {.start_ns = bpf_ktime_get_ns(), .progress = CONNECTING},
@@ -124,18 +131,21 @@ static __always_inline void connecting(struct sock *sk, const struct conn *conn,
 	follow(sk, &entry);
 }
 
-static __always_inline void established(struct sock *sk, int oldstate, const struct conn *conn)
+static __always_inline void established(struct sock *sk, int oldstate, const bool direct)
 {
 	struct entry *entry = find(sk);
+	struct conn conn;
 
-	if (!want_conn(conn))
-		forget(sk);
-	else if (entry)
+	if (read_tuple(&conn, sk, TCP_ESTABLISHED, direct) != TUPLE_WANTED)
+		return;
+	if (entry) {
+		entry->conn = conn;
 		entry->part.progress = ESTABLISHED;
-	else if (oldstate == TCP_SYN_RECV)
-		begin(sk, passive_start(sk));
-	else if (target_all)
-		begin(sk, 0);
+	} else if (oldstate == TCP_SYN_RECV) {
+		begin(sk, passive_start(sk), &conn);
+	} else if (target_all) {
+		begin(sk, 0, &conn);
+	}
 }
 
 static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct)
@@ -156,56 +166,97 @@ static __always_inline bool was_established(int state)
 	       state != TCP_NEW_SYN_RECV && state != TCP_CLOSE;
 }
 
-static __always_inline void closed(void *ctx, struct sock *sk, int oldstate,
-				   const struct entry *entry, const struct conn *conn,
-				   const struct owner *owner, const bool owned)
+static __always_inline void closed(void *ctx, struct sock *sk, int oldstate, struct entry *entry,
+				   const bool owned, const bool direct)
 {
-	__u64 start_ns = 0;
+	const bool followed = entry && entry->part.progress;
+	struct owner owner;
+	struct conn conn;
 
-	if (entry && entry->part.progress) {
-		if (entry->part.progress != ESTABLISHED)
-			return;
-		start_ns = entry->part.start_ns;
-	} else if (!target_all || !was_established(oldstate)) {
+	if (followed ? entry->part.progress != ESTABLISHED
+		     : !target_all || !was_established(oldstate))
 		return;
+	if (entry && entry->conn.family)
+		conn = entry->conn;
+	else if (read_tuple(&conn, sk, TCP_CLOSE, direct) != TUPLE_WANTED)
+		return;
+	changing_owner(&owner, entry, sk, oldstate, TCP_CLOSE, owned, direct);
+	if (owner.wanted)
+		send(ctx, sk, followed ? entry->part.start_ns : 0, reason(sk, oldstate, owned),
+		     &conn, &owner);
+}
+
+/* With TCP Fast Open a process may close it before the handshake is over. Its accept was not seen. */
+static __always_inline struct entry *closed_early(struct sock *sk, const bool direct)
+{
+	struct conn conn;
+
+	if (read_tuple(&conn, sk, TCP_FIN_WAIT1, direct) != TUPLE_WANTED)
+		return NULL;
+	begin(sk, 0, &conn);
+	return find(sk);
+}
+
+/* How a session begins and ends; what packets change in between tells nothing of its owner. */
+static __always_inline bool concerns(int oldstate, int newstate)
+{
+	switch (newstate) {
+	case TCP_SYN_SENT:
+	case TCP_ESTABLISHED:
+	case TCP_FIN_WAIT1:
+	case TCP_LAST_ACK:
+		return true;
+	case TCP_CLOSE:
+		return oldstate != TCP_LISTEN;
+	default:
+		return is_new_child(oldstate, newstate);
 	}
-	if (owner->wanted && want_conn(conn))
-		send(ctx, sk, start_ns, reason(sk, oldstate, owned), conn, owner);
+}
+
+static __always_inline void ends(void *ctx, struct sock *sk, int oldstate, const bool owned,
+				 const bool direct)
+{
+	struct entry *entry = find(sk);
+
+	closed(ctx, sk, oldstate, entry, owned, direct);
+	if (entry)
+		drop(sk);
+}
+
+/* Its process closes it, and the session goes on until the peer has closed it, too. */
+static __always_inline void closing(struct sock *sk, int oldstate, int newstate, const bool owned,
+				    const bool direct)
+{
+	struct entry *entry = find(sk);
+	struct owner owner;
+
+	if (!entry && oldstate == TCP_SYN_RECV)
+		entry = closed_early(sk, direct);
+	if (entry && owned)
+		own(&owner, entry, sk, ROLE_UNKNOWN, direct);
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct)
 {
-	struct entry *entry;
-	struct owner owner;
-	struct conn conn;
-
-	if (newstate == TCP_SYN_RECV) {
-		if (is_new_child(oldstate, newstate))
-			forget(sk);
+	if (reject(sk, oldstate, newstate, direct))
 		return;
+	switch (newstate) {
+	case TCP_SYN_RECV: /* a new child: an older socket had the address */
+		forget(sk);
+		return;
+	case TCP_SYN_SENT:
+		connecting(sk, direct);
+		return;
+	case TCP_ESTABLISHED:
+		established(sk, oldstate, direct);
+		return;
+	case TCP_CLOSE:
+		ends(ctx, sk, oldstate, owned, direct);
+		return;
+	default:
+		closing(sk, oldstate, newstate, owned, direct);
 	}
-	/* The other filters may have to wait for its addresses. */
-	if (newstate == TCP_LISTEN || !read_closed_conn(&conn, sk, direct) ||
-	    !want_netns(conn.netns))
-		return;
-	if (newstate == TCP_ESTABLISHED) {
-		established(sk, oldstate, &conn);
-		return;
-	}
-	if (newstate == TCP_SYN_SENT) {
-		connecting(sk, &conn, direct);
-		return;
-	}
-	/* With TCP Fast Open it was accepted already, which was not seen. */
-	if (oldstate == TCP_SYN_RECV && newstate == TCP_FIN_WAIT1 && !find(sk))
-		begin(sk, 0);
-	entry = find(sk);
-	changing_owner(&owner, entry, sk, oldstate, newstate, owned, direct);
-	if (newstate != TCP_CLOSE)
-		return;
-	closed(ctx, sk, oldstate, entry, &conn, &owner, owned);
-	forget(sk);
 }
 
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
@@ -223,45 +274,22 @@ int send_open(struct bpf_raw_tracepoint_args *ctx)
 	struct owner owner;
 	struct conn conn;
 
-	if (!entry || entry->part.progress != ESTABLISHED || !read_conn(&conn, sk, false))
+	if (!entry || entry->part.progress != ESTABLISHED)
 		return 0;
 	start_ns = entry->part.start_ns;
-	kept_owner(&owner, entry, sk, false);
+	conn = entry->conn;
+	kept_owner(&owner, entry, sk, BY_HELPER);
 	/* Once only: its end is no news any more. */
-	if (bpf_map_delete_elem(&sockets, &key) == 0 && owner.wanted && want_conn(&conn))
+	if (bpf_map_delete_elem(&sockets, &key) == 0 && owner.wanted)
 		send(ctx, sk, start_ns, REASON_OPEN, &conn, &owner);
 	return 0;
 }
 
-/*
- * Sessions that are open when the trace begins, with the first process that has them. Through the
- * files of all tasks: an iterator of sockets (iter/tcp) sees one network namespace, and no owners.
- */
-SEC("iter/task_file")
-int find_open(struct bpf_iter__task_file *ctx)
+/* When a session that is older than the trace began is not known. */
+static __always_inline bool seeded(struct part *part, struct sock *sk, int state)
 {
-	struct task_struct *task = ctx->task;
-	struct entry entry = {.part.progress = ESTABLISHED};
-	struct file *file = ctx->file;
-	struct conn conn;
-	struct sock *sk;
-	__u64 key;
-
-	barrier_var(file); /* one load, so that the verifier sees which value is not NULL */
-	if (!task || !file)
-		return 0;
-	sk = sock_of_file(file);
-	if (sk && !is_tcp(sk, false))
-		sk = first_subflow(sk, false);
-	key = (__u64)sk;
-	if (!sk || !read_conn(&conn, sk, false) || !want_conn(&conn) ||
-	    !was_established(sk_read(sk, __sk_common.skc_state, false)) || find(sk))
-		return 0;
-	other_owner(&entry.owner, sk, task);
-	/* A live hook may be first: what it made stays. */
-	if (bpf_map_update_elem(&sockets, &key, &entry, BPF_NOEXIST) == -E2BIG)
-		lose_socket();
-	return 0;
+	part->progress = ESTABLISHED;
+	return was_established(state);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

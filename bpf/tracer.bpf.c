@@ -36,7 +36,7 @@ static __always_inline void send(void *ctx, const struct conn *conn, const struc
 }
 
 /* connect() works on it: whose it is, before anything is known of how it ends. */
-static __always_inline void connecting(struct sock *sk, const struct conn *conn, const bool direct)
+static __always_inline void connecting(struct sock *sk, const bool direct)
 {
 	struct entry entry = {};
 	struct owner owner;
@@ -46,54 +46,60 @@ static __always_inline void connecting(struct sock *sk, const struct conn *conn,
 }
 
 /* A child waits to be accepted. Its end may come first, or on another CPU meanwhile: see closing(). */
-static __always_inline void queued(struct sock *sk)
+static __always_inline void queued(struct sock *sk, const struct conn *conn)
 {
 	/* No task owns it yet, so owner filters cannot match; its user is still the listener's. */
-	struct entry entry = {.owner.role = ROLE_PASSIVE, .part.progress = QUEUED};
+	struct entry entry = {
+		.owner.role = ROLE_PASSIVE,
+		.conn = *conn,
+		.part.progress = QUEUED,
+	};
 
 	follow(sk, &entry);
 }
 
-static __always_inline void connected(void *ctx, struct sock *sk, int oldstate,
-				      const struct conn *conn, const bool direct)
+static __always_inline void connected(void *ctx, struct sock *sk, int oldstate, const bool direct)
 {
 	struct entry *entry = find(sk);
 	struct owner owner;
+	struct conn conn;
 
-	if (!want_conn(conn)) {
-		forget(sk);
-		return;
-	}
-	if (!entry && oldstate == TCP_SYN_RECV) {
-		queued(sk);
-		return;
-	}
 	/* Of a child that was accepted before the handshake was over (RFC 7413), A was shown. */
-	if (entry && entry->owner.role != ROLE_ACTIVE)
+	if ((entry && entry->owner.role != ROLE_ACTIVE) ||
+	    read_tuple(&conn, sk, TCP_ESTABLISHED, direct) != TUPLE_WANTED)
 		return;
+	if (!entry && oldstate == TCP_SYN_RECV) {
+		queued(sk, &conn);
+		return;
+	}
 	kept_owner(&owner, entry, sk, direct);
+	if (entry)
+		entry->conn = conn;
 	if (!owner.wanted)
 		return;
 	if (entry)
 		entry->part.progress = OPEN;
-	send(ctx, conn, &owner, ACTION_CONNECT);
+	send(ctx, &conn, &owner, ACTION_CONNECT);
 }
 
 static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct)
 {
 	struct entry *entry = find(sk), new = {};
 	struct owner owner;
-	struct conn conn;
 
-	if (!read_closed_conn(&conn, sk, direct) || !want_conn(&conn))
+	if (entry && entry->conn.family)
+		new.conn = entry->conn;
+	else if (!read_closed_conn(&new.conn, sk, direct) || !want_conn(&new.conn))
 		return;
 	own(&owner, entry ?: &new, sk, ROLE_PASSIVE, direct);
 	if (owner.wanted)
-		send(ctx, &conn, &owner, ACTION_ACCEPT);
-	if (!entry)
-		entry = follow(sk, &new);
-	if (entry) /* after the event: the end comes later */
-		entry->part.progress = owner.wanted ? OPEN : UNSHOWN;
+		send(ctx, &new.conn, &owner, ACTION_ACCEPT);
+	/* After the event: the end comes later. */
+	new.part.progress = owner.wanted ? OPEN : UNSHOWN;
+	if (entry)
+		entry->part.progress = new.part.progress;
+	else
+		follow(sk, &new);
 }
 
 /* RFC 9293, 3.10.4 and 3.10.7.4: each connection that was established makes one such change. */
@@ -116,13 +122,14 @@ static __always_inline bool is_closing(int oldstate, int newstate)
  * accept() on another CPU may also be about to return, unless a process acts on it already.
  */
 static __always_inline void closing(void *ctx, struct sock *sk, int oldstate, int newstate,
-				    const struct conn *conn, const bool owned, const bool direct)
+				    const bool owned, const bool direct)
 {
 	struct entry *entry = find(sk);
 	bool queued = entry && entry->part.progress == QUEUED, had = socket_of(sk);
 	struct owner owner;
+	struct conn conn;
 
-	/* Nobody ever had it: it waits to be accepted, or never was established. */
+	/* No process ever had it: it waits to be accepted, or never was established. */
 	if (!entry && (oldstate == TCP_SYN_RECV || !had))
 		return;
 	if (queued && !had)
@@ -137,32 +144,36 @@ static __always_inline void closing(void *ctx, struct sock *sk, int oldstate, in
 	}
 	if (entry)
 		entry->part.progress = UNSHOWN;
-	if (!want_conn(conn) || !owner.wanted)
+	if (!owner.wanted)
+		return;
+	if (entry && entry->conn.family)
+		conn = entry->conn;
+	else if (!read_closed_conn(&conn, sk, direct) || !want_conn(&conn))
 		return;
 	if (queued)
-		send(ctx, conn, &owner, ACTION_ACCEPT);
-	send(ctx, conn, &owner, ACTION_CLOSE);
+		send(ctx, &conn, &owner, ACTION_ACCEPT);
+	send(ctx, &conn, &owner, ACTION_CLOSE);
+}
+
+static __always_inline bool concerns(int oldstate, int newstate)
+{
+	return newstate == TCP_SYN_SENT || newstate == TCP_ESTABLISHED ||
+	       is_new_child(oldstate, newstate) || is_closing(oldstate, newstate);
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct)
 {
-	struct conn conn;
-
+	if (reject(sk, oldstate, newstate, direct))
+		return;
 	if (is_new_child(oldstate, newstate))
 		forget(sk);
-	if (newstate != TCP_SYN_SENT && newstate != TCP_ESTABLISHED &&
-	    !is_closing(oldstate, newstate))
-		return;
-	/* The other filters may have to wait for its addresses. */
-	if (!read_closed_conn(&conn, sk, direct) || !want_netns(conn.netns))
-		return;
-	if (newstate == TCP_SYN_SENT)
-		connecting(sk, &conn, direct);
+	else if (newstate == TCP_SYN_SENT)
+		connecting(sk, direct);
 	else if (newstate == TCP_ESTABLISHED)
-		connected(ctx, sk, oldstate, &conn, direct);
-	else
-		closing(ctx, sk, oldstate, newstate, &conn, owned, direct);
+		connected(ctx, sk, oldstate, direct);
+	else if (is_closing(oldstate, newstate))
+		closing(ctx, sk, oldstate, newstate, owned, direct);
 }
 
 /* A socket that was reset before its process accepted it closes without a change of state. */
@@ -170,19 +181,18 @@ static __always_inline void destroy(void *ctx, struct sock *sk, const bool direc
 {
 	struct entry *entry = find(sk);
 	struct owner owner;
-	struct conn conn;
 
 	if (!entry)
 		return;
-	if (entry->part.progress >= GRAFTED && read_closed_conn(&conn, sk, direct)) {
+	if (entry->part.progress >= GRAFTED && entry->conn.family) {
 		kept_owner(&owner, entry, sk, direct);
 		/* With an owner, accept() was seen on another CPU in the same moment. */
 		if (entry->part.progress == GRAFTED && !owner.pid && owner.wanted)
-			send(ctx, &conn, &owner, ACTION_ACCEPT);
+			send(ctx, &entry->conn, &owner, ACTION_ACCEPT);
 		if (owner.wanted)
-			send(ctx, &conn, &owner, ACTION_CLOSE);
+			send(ctx, &entry->conn, &owner, ACTION_CLOSE);
 	}
-	forget(sk);
+	drop(sk);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

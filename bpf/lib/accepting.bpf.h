@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * A task takes a connection from its listener's queue. The tool says in accepted() what becomes of
- * it. `current` is the accepting task, and the socket is established, or was.
+ * A task takes a connection from a listener's queue. The tool says in accepted() what it makes of
+ * that: `current` is the accepting task; the socket is established, or was, and may be closed again.
  */
 #ifndef TCPCORE_ACCEPTING_BPF_H
 #define TCPCORE_ACCEPTING_BPF_H
@@ -12,7 +12,7 @@
 
 static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct);
 
-/* Of an MPTCP socket the first subflow stands for the connection: those after it are not accepted. */
+/* The first subflow of an MPTCP socket stands for the connection: nobody accepts the later ones. */
 static __always_inline int accepts(void *ctx, struct sock *sk, const bool direct)
 {
 	struct sock *subflow;
@@ -23,32 +23,32 @@ static __always_inline int accepts(void *ctx, struct sock *sk, const bool direct
 	}
 	subflow = first_subflow(sk, direct);
 	if (subflow)
-		accepted(ctx, subflow, false);
+		accepted(ctx, subflow, BY_HELPER);
 	return 0;
 }
 
 /*
- * security_sock_graft() is called in accept(2) when the wait is over. So it is seen for threads
- * that waited already when the trace began, and it takes no return probe, of which the kernel has
- * a limited number for waiting threads. inet_csk_accept(), where others look, has neither.
+ * accept(2) calls security_sock_graft() when its wait is over, so that threads which waited already
+ * when the trace began are seen, too. A probe of the return of inet_csk_accept() does not see them,
+ * and follows a limited number of waiting threads only.
  */
 SEC("fentry/security_sock_graft")
 int BPF_PROG(graft_fentry, struct sock *sk)
 {
-	return accepts(ctx, sk, true);
+	return accepts(ctx, sk, DIRECT);
 }
 
 SEC("kprobe/security_sock_graft")
 int BPF_KPROBE(graft_kprobe, struct sock *sk)
 {
-	return accepts(ctx, sk, false);
+	return accepts(ctx, sk, BY_HELPER);
 }
 
 static __always_inline int syscall_returns(struct trace_event_raw_sys_exit *ctx)
 {
 	struct sock *sk = ctx->ret < 0 ? NULL : sock_of_fd(ctx->ret);
 
-	return sk ? accepts(ctx, sk, false) : 0;
+	return sk ? accepts(ctx, sk, BY_HELPER) : 0;
 }
 
 SEC("tp/syscalls/sys_exit_accept")

@@ -10,26 +10,23 @@
 #include "lib/task.bpf.h"
 #include "lib/transitions.bpf.h"
 
-/* The variant has hooks on connect() itself, where connects begin and a full map is counted. */
+/*
+ * There are hooks on connect() itself. A connect begins there, and is counted there when the map is
+ * full; without them it begins with SYN_SENT.
+ */
 const volatile bool connect_is_hooked;
 
-/* A connect on its way. */
-struct start {
+/*
+ * A connect on its way, with its owner. The entry's tuple is what connect() was called with: raddr,
+ * rport, family; and lport is that of the socket's connection before this one.
+ */
+struct part {
 	__u64 ts_ns;
-	union address raddr;
-	struct owner owner;
-	__u32 caller; /* thread whose connect() has not returned: it will tell its error itself */
-	__u16 rport;
-	__u16 family;
-	__u16 old_lport; /* of the socket's connection before this one */
+	__u32 caller;	/* thread whose connect() has not returned: it will tell its error itself */
+	bool from_both; /* the peer has called connect(), too: RFC 9293, 3.5, simultaneous open */
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__type(key, __u64); /* struct sock * */
-	__type(value, struct start);
-} starts SEC(".maps");
+#include "lib/entry.bpf.h"
 
 struct call {
 	struct sock *sk;
@@ -48,30 +45,22 @@ struct {
 static __always_inline void finished(void *ctx, __u64 start_ns, int result, const struct conn *conn,
 				     const struct owner *owner);
 
-static __always_inline void drop_start(struct sock *sk)
-{
-	__u64 key = (__u64)sk;
-
-	if (bpf_map_lookup_elem(&starts, &key))
-		bpf_map_delete_elem(&starts, &key);
-}
-
 static __always_inline __u32 current_thread(void)
 {
 	return bpf_get_current_pid_tgid();
 }
 
-static __always_inline void begin(struct sock *sk, struct start *start, const bool counted,
+/* A full map is a loss, unless connect() was hooked and has counted it. */
+enum full_map { MAP_FULL_COUNTED, MAP_FULL_IS_LOSS };
+
+static __always_inline void begin(struct sock *sk, struct entry *start, enum full_map full,
 				  const bool direct)
 {
 	struct owner *owner = &start->owner;
 	__u64 key = (__u64)sk;
 
-	/* The other filters may have to wait for its addresses. */
-	if (!want_netns(netns_of(sk)))
-		return;
-	start->ts_ns = bpf_ktime_get_ns();
-	start->old_lport = read_closed_lport(sk);
+	start->part.ts_ns = bpf_ktime_get_ns();
+	start->conn.lport = read_closed_lport(sk);
 	owner->role = ROLE_ACTIVE;
 	/* The kernel adds subflows to the MPTCP sockets of others. */
 	if (is_kernel_thread() && is_subflow(sk))
@@ -79,23 +68,25 @@ static __always_inline void begin(struct sock *sk, struct start *start, const bo
 	else
 		current_owner(owner, sk, direct);
 	if (!owner->wanted)
-		drop_start(sk);
-	else if (bpf_map_update_elem(&starts, &key, start, BPF_ANY) && counted)
+		forget(sk);
+	else if (bpf_map_update_elem(&sockets, &key, start, BPF_ANY) && full == MAP_FULL_IS_LOSS)
 		lose_socket();
 }
 
-/* A connect that fails at once leaves no peer in the socket. */
-static __always_inline bool read_tuple(struct conn *conn, struct sock *sk,
-				       const struct start *start, bool from_call, const bool direct)
+/* Where the peer's address and port are taken from: a connect that fails at once left none. */
+enum peer { PEER_OF_SOCKET, PEER_OF_CALL };
+
+static __always_inline bool read_result(struct conn *conn, struct sock *sk,
+					const struct conn *start, enum peer peer, const bool direct)
 {
 	if (!read_conn(conn, sk, direct))
 		return false;
 	/* It may fail before it has a port, and then has that of the time before. */
 	if (!conn->lport)
 		conn->lport = read_closed_lport(sk);
-	if (conn->lport == start->old_lport && !sk_read(sk, __sk_common.skc_num, direct))
+	if (conn->lport == start->lport && !sk_read(sk, __sk_common.skc_num, direct))
 		conn->lport = 0;
-	if (from_call || !conn->rport) {
+	if (peer == PEER_OF_CALL || !conn->rport) {
 		conn->raddr = start->raddr;
 		conn->rport = start->rport;
 		conn->family = start->family;
@@ -105,23 +96,23 @@ static __always_inline bool read_tuple(struct conn *conn, struct sock *sk,
 	return true;
 }
 
-/* Whoever deletes the start tells of the connect; from then on its place may be in use again. */
-static __always_inline void end(void *ctx, struct sock *sk, const struct start *found, int result,
-				bool from_call, const bool direct)
+/* Whoever deletes the entry tells of the connect; from then on its place may be in use again. */
+static __always_inline void end(void *ctx, struct sock *sk, const struct entry *found, int result,
+				enum peer peer, const bool direct)
 {
-	struct start start = *found;
+	struct entry start = *found;
 	__u64 key = (__u64)sk;
 	struct conn conn;
-	bool read = read_tuple(&conn, sk, &start, from_call, direct);
+	bool read = read_result(&conn, sk, &start.conn, peer, direct);
 
-	if (bpf_map_delete_elem(&starts, &key))
+	if (bpf_map_delete_elem(&sockets, &key))
 		return;
 	if (read && want_conn(&conn))
-		finished(ctx, start.ts_ns, result, &conn, &start.owner);
+		finished(ctx, start.part.ts_ns, result, &conn, &start.owner);
 }
 
 /* False for what TCP cannot connect to; AF_UNSPEC disconnects. */
-static __always_inline bool parse(struct start *start, const struct sockaddr_in6 *address)
+static __always_inline bool parse(struct conn *start, const struct sockaddr_in6 *address)
 {
 	start->family = address->sin6_family;
 	start->rport = bpf_ntohs(address->sin6_port);
@@ -137,62 +128,74 @@ static __always_inline bool parse(struct start *start, const struct sockaddr_in6
 	return true;
 }
 
-/* user: the address is in the process's memory, not copied yet. Where it can't be read: zeros. */
+/* Where the address that connect() got lies: a system call has not copied it yet. */
+enum memory { KERNEL_MEMORY, USER_MEMORY };
+
+/* What cannot be read stays as it is: zeros. */
 static __always_inline void read_sockaddr(struct sockaddr_in6 *address, const void *from,
-					  __u32 size, const bool user)
+					  __u32 size, enum memory memory)
 {
-	if (user)
+	if (memory == USER_MEMORY)
 		bpf_probe_read_user(address, size, from);
 	else
 		bpf_probe_read_kernel(address, size, from);
 }
 
-/* connect() begins to work. */
-static __always_inline bool enter(struct sock *sk, const void *uaddr, const bool user,
+/*
+ * connect() begins to work. Of the address that a system call is given nothing is rejected: a BPF
+ * program of the cgroup (BPF_CGROUP_INET4_CONNECT) may still put another one in its place.
+ */
+static __always_inline bool enter(struct sock *sk, const void *uaddr, enum memory memory,
 				  const bool direct)
 {
-	struct start start = {.caller = current_thread()};
+	struct entry start = {.part.caller = current_thread()};
 	struct sockaddr_in6 address = {};
 
 	/* An IPv4 address is shorter, and the page may end behind it. */
-	read_sockaddr(&address, uaddr, SOCKADDR_IN_SIZE, user);
+	read_sockaddr(&address, uaddr, SOCKADDR_IN_SIZE, memory);
 	if (address.sin6_family == AF_INET6)
-		read_sockaddr(&address, uaddr, sizeof(address), user);
-	if (!parse(&start, &address))
+		read_sockaddr(&address, uaddr, sizeof(address), memory);
+	if (!parse(&start.conn, &address))
 		return false;
-	begin(sk, &start, true, direct);
+	if (memory == KERNEL_MEMORY && !may_want_endpoints(&start.conn))
+		return true;
+	if (want_netns(netns_of(sk)))
+		begin(sk, &start, MAP_FULL_IS_LOSS, direct);
 	return true;
 }
 
 static __always_inline void leave(void *ctx, struct sock *sk, int error, const bool direct)
 {
-	__u64 key = (__u64)sk;
-	struct start *start = bpf_map_lookup_elem(&starts, &key);
+	struct entry *start = find(sk);
 
-	/* Another thread's: the entry of a call whose return was missed. */
-	if (!start || start->caller != current_thread())
+	/* If another thread made the call, its return was missed. */
+	if (!start || start->part.caller != current_thread())
 		return;
-	start->caller = 0;
+	start->part.caller = 0;
 	if (error)
-		end(ctx, sk, start, error, true, direct);
+		end(ctx, sk, start, error, PEER_OF_CALL, direct);
 }
 
-/* Without a hook on connect() itself its start is the change to SYN_SENT, made by the same task. */
+/*
+ * The change to SYN_SENT. Without a hook on connect() itself, or if that was missed, the connect
+ * begins here: in the same task, a little later.
+ */
 static __always_inline void sent(struct sock *sk, const bool direct)
 {
-	__u64 key = (__u64)sk;
-	struct start *known = bpf_map_lookup_elem(&starts, &key), start = {};
-	struct conn conn;
+	struct entry *known, start = {};
 
-	if ((known && known->caller == current_thread()) || !read_conn(&conn, sk, direct))
+	if (is_rejected(sk, TCP_SYN_SENT, direct)) {
+		forget(sk);
 		return;
-	start.raddr = conn.raddr;
-	start.rport = conn.rport;
-	start.family = conn.family;
-	begin(sk, &start, !connect_is_hooked, direct);
+	}
+	known = find(sk);
+	if ((known && known->part.caller == current_thread()) ||
+	    !read_conn(&start.conn, sk, direct))
+		return;
+	begin(sk, &start, connect_is_hooked ? MAP_FULL_COUNTED : MAP_FULL_IS_LOSS, direct);
 }
 
-/* connect() works on it. One that is connecting, or has a result to fetch, is no new attempt. */
+/* A new attempt: a socket that is connecting, or has a result to fetch, is in another state. */
 static __always_inline bool is_unconnected(struct sock *sk)
 {
 	struct socket *socket = socket_of(sk);
@@ -200,8 +203,8 @@ static __always_inline bool is_unconnected(struct sock *sk)
 	return socket && BPF_CORE_READ(socket, state) == SS_UNCONNECTED;
 }
 
-/* Why a socket fell from SYN_SENT to CLOSE; 0: connect() is about to return it. */
-static __always_inline int failure(struct sock *sk, const struct start *start, const bool direct)
+/* The error of a socket that went from SYN_SENT to CLOSE; 0: connect() is about to return it. */
+static __always_inline int failure(struct sock *sk, const struct part *start, const bool direct)
 {
 	int error = sk_read(sk, sk_err, direct);
 
@@ -211,43 +214,54 @@ static __always_inline int failure(struct sock *sk, const struct start *start, c
 		return ECONNABORTED;
 	if (start->caller == current_thread())
 		return 0;
-	/* A socket that connect() still works on is not yet connecting. */
+	/* As long as connect() works on a socket, it is not SS_CONNECTING yet. */
 	return is_unconnected(sk) ? EADDRNOTAVAIL : ECONNABORTED;
+}
+
+static __always_inline bool concerns(int oldstate, int newstate)
+{
+	return newstate == TCP_SYN_SENT || oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV;
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct)
 {
-	__u64 key = (__u64)sk;
-	struct start *start;
+	struct entry *start;
 	int result = 0;
 
 	if (newstate == TCP_SYN_SENT) {
 		sent(sk, direct);
 		return;
 	}
-	if (is_new_child(oldstate, newstate))
-		drop_start(sk);
-	/* SYN_RECV: both sides called connect() (RFC 9293, 3.5, simultaneous open). */
-	if (newstate == TCP_SYN_RECV || (oldstate != TCP_SYN_SENT && oldstate != TCP_SYN_RECV))
-		return;
-	start = bpf_map_lookup_elem(&starts, &key);
+	start = find(sk);
 	if (!start)
 		return;
+	if (newstate == TCP_SYN_RECV) {
+		start->part.from_both = true;
+		return;
+	}
+	/* A listener's child: the entry is of an older socket at its address, whose end was missed. */
+	if (oldstate == TCP_SYN_RECV && !start->part.from_both) {
+		drop(sk);
+		return;
+	}
 	if (newstate == TCP_CLOSE) {
-		result = failure(sk, start, direct);
+		result = failure(sk, &start->part, direct);
 		if (!result)
 			return;
 	}
-	end(ctx, sk, start, result, false, direct);
+	end(ctx, sk, start, result, PEER_OF_SOCKET, direct);
 }
 
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
 {
-	drop_start(sk);
+	forget(sk);
 }
 
-/* tcp_v6_connect() calls tcp_v4_connect() for a v4-mapped peer: one connect, seen there. */
+/*
+ * For a v4-mapped peer tcp_v6_connect() calls tcp_v4_connect(). That is one connect, and the hooks on
+ * tcp_v6_connect() tell of it.
+ */
 static __always_inline bool is_seen_outside(struct sock *sk, const bool direct)
 {
 	return sk_read(sk, __sk_common.skc_family, direct) == AF_INET6;
@@ -256,30 +270,30 @@ static __always_inline bool is_seen_outside(struct sock *sk, const bool direct)
 SEC("fentry/tcp_v4_connect")
 int BPF_PROG(v4_fentry, struct sock *sk, struct sockaddr *uaddr)
 {
-	if (!is_seen_outside(sk, true))
-		enter(sk, uaddr, false, true);
+	if (!is_seen_outside(sk, DIRECT))
+		enter(sk, uaddr, KERNEL_MEMORY, DIRECT);
 	return 0;
 }
 
 SEC("fentry/tcp_v6_connect")
 int BPF_PROG(v6_fentry, struct sock *sk, struct sockaddr *uaddr)
 {
-	enter(sk, uaddr, false, true);
+	enter(sk, uaddr, KERNEL_MEMORY, DIRECT);
 	return 0;
 }
 
 SEC("fexit/tcp_v4_connect")
 int BPF_PROG(v4_fexit, struct sock *sk, struct sockaddr *uaddr, int addr_len, int ret)
 {
-	if (!is_seen_outside(sk, true))
-		leave(ctx, sk, -ret, true);
+	if (!is_seen_outside(sk, DIRECT))
+		leave(ctx, sk, -ret, DIRECT);
 	return 0;
 }
 
 SEC("fexit/tcp_v6_connect")
 int BPF_PROG(v6_fexit, struct sock *sk, struct sockaddr *uaddr, int addr_len, int ret)
 {
-	leave(ctx, sk, -ret, true);
+	leave(ctx, sk, -ret, DIRECT);
 	return 0;
 }
 
@@ -292,27 +306,9 @@ static __always_inline int checked(void *ctx, struct sock *sk, const void *uaddr
 {
 	if (ret && sk && is_tcp(sk, direct) &&
 	    sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE && is_unconnected(sk) &&
-	    enter(sk, uaddr, false, direct))
+	    enter(sk, uaddr, KERNEL_MEMORY, direct))
 		leave(ctx, sk, -ret, direct);
 	return 0;
-}
-
-SEC("fexit/security_socket_connect")
-int BPF_PROG(security_fexit, struct socket *sock, struct sockaddr *uaddr, int addr_len, int ret)
-{
-	return checked(ctx, sock->sk, uaddr, ret, true);
-}
-
-SEC("fexit/tcp_v4_pre_connect")
-int BPF_PROG(v4_pre_fexit, struct sock *sk, struct sockaddr *uaddr, int addr_len, int ret)
-{
-	return checked(ctx, sk, uaddr, ret, true);
-}
-
-SEC("fexit/tcp_v6_pre_connect")
-int BPF_PROG(v6_pre_fexit, struct sock *sk, struct sockaddr *uaddr, int addr_len, int ret)
-{
-	return checked(ctx, sk, uaddr, ret, true);
 }
 
 /* Each of these functions returns at once, so that few of them are on their way at a time. */
@@ -340,7 +336,7 @@ static __always_inline struct call returned(void)
 static __always_inline int enter_kprobe(struct sock *sk, const void *uaddr)
 {
 	call(sk, uaddr);
-	enter(sk, uaddr, false, false);
+	enter(sk, uaddr, KERNEL_MEMORY, BY_HELPER);
 	return 0;
 }
 
@@ -349,7 +345,7 @@ static __always_inline int leave_kprobe(void *ctx, int ret)
 	struct call call = returned();
 
 	if (call.sk)
-		leave(ctx, call.sk, -ret, false);
+		leave(ctx, call.sk, -ret, BY_HELPER);
 	return 0;
 }
 
@@ -357,13 +353,13 @@ static __always_inline int checked_kprobe(void *ctx, int ret)
 {
 	struct call call = returned();
 
-	return checked(ctx, call.sk, call.address, ret, false);
+	return checked(ctx, call.sk, call.address, ret, BY_HELPER);
 }
 
 SEC("kprobe/tcp_v4_connect")
 int BPF_KPROBE(v4_kprobe, struct sock *sk, struct sockaddr *uaddr)
 {
-	return is_seen_outside(sk, false) ? 0 : enter_kprobe(sk, uaddr);
+	return is_seen_outside(sk, BY_HELPER) ? 0 : enter_kprobe(sk, uaddr);
 }
 
 SEC("kprobe/tcp_v6_connect")
@@ -372,13 +368,13 @@ int BPF_KPROBE(v6_kprobe, struct sock *sk, struct sockaddr *uaddr)
 	return enter_kprobe(sk, uaddr);
 }
 
-/* Within tcp_v6_connect() the call is that one's, and goes on. */
+/* tcp_v4_connect() returns into tcp_v6_connect(), whose call it is, and which goes on. */
 static __always_inline bool is_call_of_v6(void)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct call *call = bpf_map_lookup_elem(&calls, &thread);
 
-	return call && is_seen_outside(call->sk, false);
+	return call && is_seen_outside(call->sk, BY_HELPER);
 }
 
 SEC("kretprobe/tcp_v4_connect")
@@ -393,58 +389,43 @@ int BPF_KRETPROBE(v6_kretprobe, int ret)
 	return leave_kprobe(ctx, ret);
 }
 
-SEC("kprobe/security_socket_connect")
-int BPF_KPROBE(security_kprobe, struct socket *sock, struct sockaddr *uaddr)
-{
-	call(BPF_CORE_READ(sock, sk), uaddr);
-	return 0;
-}
+/* The hooks on these functions differ in how they come by the sock alone. */
+#define CHECKED(function, type, argument, sock_of_fexit, sock_of_kprobe)                           \
+	SEC("fexit/" #function)                                                                    \
+	int BPF_PROG(function##_fexit, type argument, struct sockaddr *uaddr, int addr_len,        \
+		     int ret)                                                                      \
+	{                                                                                          \
+		return checked(ctx, sock_of_fexit, uaddr, ret, DIRECT);                            \
+	}                                                                                          \
+	SEC("kprobe/" #function)                                                                   \
+	int BPF_KPROBE(function##_kprobe, type argument, struct sockaddr *uaddr)                   \
+	{                                                                                          \
+		call(sock_of_kprobe, uaddr);                                                       \
+		return 0;                                                                          \
+	}                                                                                          \
+	SEC("kretprobe/" #function)                                                                \
+	int BPF_KRETPROBE(function##_kretprobe, int ret)                                           \
+	{                                                                                          \
+		return checked_kprobe(ctx, ret);                                                   \
+	}
 
-SEC("kretprobe/security_socket_connect")
-int BPF_KRETPROBE(security_kretprobe, int ret)
-{
-	return checked_kprobe(ctx, ret);
-}
-
-SEC("kprobe/tcp_v4_pre_connect")
-int BPF_KPROBE(v4_pre_kprobe, struct sock *sk, struct sockaddr *uaddr)
-{
-	call(sk, uaddr);
-	return 0;
-}
-
-SEC("kretprobe/tcp_v4_pre_connect")
-int BPF_KRETPROBE(v4_pre_kretprobe, int ret)
-{
-	return checked_kprobe(ctx, ret);
-}
-
-SEC("kprobe/tcp_v6_pre_connect")
-int BPF_KPROBE(v6_pre_kprobe, struct sock *sk, struct sockaddr *uaddr)
-{
-	call(sk, uaddr);
-	return 0;
-}
-
-SEC("kretprobe/tcp_v6_pre_connect")
-int BPF_KRETPROBE(v6_pre_kretprobe, int ret)
-{
-	return checked_kprobe(ctx, ret);
-}
+CHECKED(security_socket_connect, struct socket *, sock, sock->sk, BPF_CORE_READ(sock, sk))
+CHECKED(tcp_v4_pre_connect, struct sock *, sk, sk, sk)
+CHECKED(tcp_v6_pre_connect, struct sock *, sk, sk, sk)
 
 /*
- * connect(2) whole, for kernels without probes. Unlike the functions above it may wait for the
- * answer; the change of state tells the result then.
+ * The whole of connect(2), for kernels without probes. Unlike the functions above it may wait for the
+ * answer: then the change of state has told the result before connect(2) returns.
  */
 SEC("tp/syscalls/sys_enter_connect")
 int connect_enters(struct trace_event_raw_sys_enter *ctx)
 {
 	struct sock *sk = sock_of_fd(ctx->args[0]);
 
-	if (!sk || !is_tcp(sk, false) || !is_unconnected(sk) ||
-	    sk_read(sk, __sk_common.skc_state, false) != TCP_CLOSE)
+	if (!sk || !is_tcp(sk, BY_HELPER) || !is_unconnected(sk) ||
+	    sk_read(sk, __sk_common.skc_state, BY_HELPER) != TCP_CLOSE)
 		return 0;
-	if (enter(sk, (const void *)ctx->args[1], true, false))
+	if (enter(sk, (const void *)ctx->args[1], USER_MEMORY, BY_HELPER))
 		call(sk, NULL);
 	return 0;
 }
@@ -462,7 +443,7 @@ int connect_returns(struct trace_event_raw_sys_exit *ctx)
 	int error = -ctx->ret;
 
 	if (call.sk)
-		leave(ctx, call.sk, goes_on(error) ? 0 : error, false);
+		leave(ctx, call.sk, goes_on(error) ? 0 : error, BY_HELPER);
 	return 0;
 }
 

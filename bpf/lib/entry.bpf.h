@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What is known of a socket: one entry, from the socket's first event to its end. Its owner, and a
- * `struct part` of the tool's own, which the tool defines before it includes this.
+ * What is known of a socket: one entry, from the socket's first event to its end. Its owner, its
+ * tuple, and a `struct part` of the tool's own, which the tool defines before it includes this.
  *
  * The owner is taken where the kernel runs for it, never from whoever is on the CPU. Whoever
  * includes this forgets sockets that are destroyed: their address will be in use again.
@@ -14,6 +14,7 @@
 
 struct entry {
 	struct owner owner;
+	struct conn conn; /* family 0: not read yet. Else it is complete and passes the filters */
 	struct part part;
 };
 
@@ -31,28 +32,47 @@ static __always_inline struct entry *find(struct sock *sk)
 	return bpf_map_lookup_elem(&sockets, &key);
 }
 
-static __always_inline void forget(struct sock *sk)
+/* Of a socket that is known to have an entry. */
+static __always_inline void drop(struct sock *sk)
 {
 	__u64 key = (__u64)sk;
 
-	/* Most sockets have no entry, and a look is cheaper than a try to delete. */
-	if (find(sk))
-		bpf_map_delete_elem(&sockets, &key);
+	bpf_map_delete_elem(&sockets, &key);
 }
 
-/* The socket begins anew: nothing of an older one at its address is left. NULL when it is full. */
-static __always_inline struct entry *follow(struct sock *sk, const struct entry *entry)
+static __always_inline void forget(struct sock *sk)
 {
-	__u64 key = (__u64)sk;
-
-	return remember(&sockets, &key, entry) ? find(sk) : NULL;
+	/* Most sockets have no entry, and a look is cheaper than a try to delete. */
+	if (find(sk))
+		drop(sk);
 }
 
 /*
- * Whether a state change is the work of a system call. Only then is current the socket's user: the
- * lock's owner alone is not, since whoever asks for a socket's state holds its lock for a moment
- * (`ss -i`, getsockopt(2), iterators), and then works off the packets that came meanwhile. A change
- * that a packet or a timer makes leaves its error in the socket first.
+ * At a change of state, before anything else is read: true when the filters reject the tuple. An
+ * entry from the time when the tuple was incomplete goes.
+ */
+static __always_inline bool reject(struct sock *sk, int oldstate, int newstate, const bool direct)
+{
+	if (!is_rejected(sk, newstate, direct))
+		return false;
+	if (was_incomplete(oldstate))
+		forget(sk);
+	return true;
+}
+
+/* Also where the socket begins anew: nothing of an older one at its address is left. */
+static __always_inline bool follow(struct sock *sk, const struct entry *entry)
+{
+	__u64 key = (__u64)sk;
+
+	return remember(&sockets, &key, entry);
+}
+
+/*
+ * Whether a state change is the work of a system call. Only then is current the user of the socket.
+ * It is not enough that current holds the lock: whoever just looks at a socket (`ss -i`,
+ * getsockopt(2), iterators) holds it for a moment, and then has to work off the packets that came
+ * meanwhile. A packet or a timer that closes a socket leaves an error in it first.
  */
 static __always_inline bool is_act(struct sock *sk, int oldstate, int newstate, const bool direct)
 {
@@ -67,7 +87,7 @@ static __always_inline bool is_act(struct sock *sk, int oldstate, int newstate, 
 	default:
 		return false;
 	}
-	/* From the other states it takes a packet. */
+	/* Only a packet or a timer closes a socket from the other states. */
 	return (oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV ||
 		oldstate == TCP_ESTABLISHED || oldstate == TCP_CLOSE_WAIT ||
 		oldstate == TCP_LISTEN) &&
@@ -75,8 +95,8 @@ static __always_inline bool is_act(struct sock *sk, int oldstate, int newstate, 
 }
 
 /*
- * Kernel threads close files for others (a unix socket's queue, the subflows of MPTCP) and are no
- * owners of what they did not open.
+ * A kernel thread owns what it opens itself. It owns neither what it closes for others (files that
+ * were left in the queue of a unix socket) nor the subflows that it adds to MPTCP sockets.
  */
 static __always_inline bool is_opened_by_kernel(struct sock *sk, enum role role)
 {
@@ -95,46 +115,49 @@ static __always_inline void own(struct owner *owner, struct entry *entry, struct
 		*owner = entry->owner;
 	if (role)
 		owner->role = role;
-	if (!is_kernel_thread() || is_opened_by_kernel(sk, role))
+	/* An owner that was rejected is asked again: its cgroup or a pinned map may have changed. */
+	if (!(owner->wanted && is_current(owner)) &&
+	    (!is_kernel_thread() || is_opened_by_kernel(sk, role)))
 		current_owner(owner, sk, direct);
 	if (entry)
 		entry->owner = *owner;
 }
 
-/* For tools that want no more of accept() than the owner. unseen: of a socket without an entry. */
+/* For tools that need accept() for the owner only. unseen: the entry of a socket that has none. */
 static __always_inline void own_accepted(struct sock *sk, struct entry *unseen, const bool direct)
 {
 	struct entry *entry;
 	struct owner owner;
-	struct conn conn;
 
-	/* Of a closed one there is nothing more to tell. */
-	if (sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE ||
-	    !read_conn(&conn, sk, direct) || !want_conn(&conn))
+	/* There is nothing more to tell of a closed one. */
+	if (sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE)
 		return;
 	entry = find(sk);
-	own(&owner, entry ?: unseen, sk, ROLE_PASSIVE, direct);
-	if (!entry)
+	if (entry) {
+		own(&owner, entry, sk, ROLE_PASSIVE, direct);
+	} else if (read_conn(&unseen->conn, sk, direct) && want_conn(&unseen->conn)) {
+		own(&owner, unseen, sk, ROLE_PASSIVE, direct);
 		follow(sk, unseen);
+	}
 }
 
-/* The owner that a row shows: what was kept, never current. For hooks outside the socket's lock. */
+/* The owner to show at a hook outside the socket's lock: the one that was kept, never current. */
 static __always_inline void kept_owner(struct owner *owner, const struct entry *entry,
 				       struct sock *sk, const bool direct)
 {
-	unknown_owner(owner, sk, direct);
-	if (!entry)
-		return;
-	if (entry->owner.pid)
+	if (entry && entry->owner.pid) {
 		*owner = entry->owner;
-	else
+		return;
+	}
+	unknown_owner(owner, sk, direct);
+	if (entry)
 		owner->role = entry->owner.role;
 }
 
 /*
- * The owner at a state change. owned: the socket's lock is a task's, so that the change happens in
- * that task. Only at a state change: elsewhere, as in a listener's timers, the owner of the lock
- * may be on another CPU.
+ * The owner to show at a state change. owned: a task holds the socket's lock; the change happens
+ * under that lock, so that the task is current. At other hooks, as in the timers of a listener, a
+ * task on another CPU may hold the lock.
  */
 static __always_inline void changing_owner(struct owner *owner, struct entry *entry,
 					   struct sock *sk, int oldstate, int newstate,

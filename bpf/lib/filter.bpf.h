@@ -148,11 +148,13 @@ static __always_inline bool is_target_cgroup(__u64 id)
 /* A task matches in the group and in all below it. Any task: iterators see others than current. */
 static __always_inline bool want_cgroup(struct task_struct *task)
 {
-	struct cgroup *cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
-	struct cgroup_subsys_state *css = &cgroup->self;
+	struct cgroup_subsys_state *css;
+	struct cgroup *cgroup;
 
 	if (!target_cgroup_count)
 		return true;
+	cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
+	css = &cgroup->self;
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < MAX_CGROUP_DEPTH && css; i++) {
 		if (is_target_cgroup(BPF_CORE_READ(css, cgroup, kn, id)))
@@ -191,7 +193,8 @@ static __always_inline bool want_netns(__u32 netns)
 	return !target_netns_count || in_list(target_netns, target_netns_count, netns);
 }
 
-static __always_inline bool want_conn(const struct conn *conn)
+/* Of a complete tuple. */
+static __always_inline bool want_endpoints(const struct conn *conn)
 {
 	if (target_family && conn->family != target_family)
 		return false;
@@ -199,11 +202,94 @@ static __always_inline bool want_conn(const struct conn *conn)
 		return false;
 	if (target_rport_set && !in_bitmap(target_rport, conn->rport))
 		return false;
-	if (!want_netns(conn->netns))
-		return false;
 	if (target_laddr_count && !in_prefixes(target_laddr, target_laddr_count, &conn->laddr))
 		return false;
 	return !target_raddr_count || in_prefixes(target_raddr, target_raddr_count, &conn->raddr);
+}
+
+/*
+ * Of a tuple that is not complete yet: false when what is known of it is rejected already. As long
+ * as the peer is not known, neither is the family: a socket for IPv6 may get a v4-mapped peer.
+ */
+static __always_inline bool may_want_endpoints(const struct conn *conn)
+{
+	if (target_lport_set && conn->lport && !in_bitmap(target_lport, conn->lport))
+		return false;
+	if (target_laddr_count && !is_zero(&conn->laddr) &&
+	    !in_prefixes(target_laddr, target_laddr_count, &conn->laddr))
+		return false;
+	if (!conn->rport || is_zero(&conn->raddr))
+		return true;
+	if (target_family && conn->family != target_family)
+		return false;
+	if (target_rport_set && !in_bitmap(target_rport, conn->rport))
+		return false;
+	return !target_raddr_count || in_prefixes(target_raddr, target_raddr_count, &conn->raddr);
+}
+
+static __always_inline bool want_conn(const struct conn *conn)
+{
+	return want_netns(conn->netns) && want_endpoints(conn);
+}
+
+/* What a socket's tuple tells the filters at a change of state. */
+enum tuple {
+	TUPLE_REJECTED,
+	TUPLE_INCOMPLETE, /* nothing is rejected so far */
+	TUPLE_WANTED,
+};
+
+static __always_inline bool is_complete(const struct conn *conn, int state)
+{
+	if (state == TCP_LISTEN)
+		return conn->lport;
+	return conn->lport && conn->rport && !is_zero(&conn->raddr);
+}
+
+/*
+ * The tuple of a socket that comes to a state. connect() enters SYN_SENT and only then gets its
+ * local port, and what inet_sport has there is of the socket's connection before; a socket that
+ * comes to CLOSE has given its port back already, and inet_sport still has it.
+ */
+static __always_inline enum tuple read_tuple(struct conn *conn, struct sock *sk, int state,
+					     const bool direct)
+{
+	bool complete;
+
+	if (!read_endpoints(conn, sk, direct))
+		return TUPLE_REJECTED;
+	if (state == TCP_CLOSE && !conn->lport)
+		conn->lport = read_closed_lport(sk);
+	complete = state == TCP_CLOSE || is_complete(conn, state);
+	if (complete ? !want_endpoints(conn) : !may_want_endpoints(conn))
+		return TUPLE_REJECTED;
+	conn->netns = netns_of(sk);
+	if (!want_netns(conn->netns))
+		return TUPLE_REJECTED;
+	return complete ? TUPLE_WANTED : TUPLE_INCOMPLETE;
+}
+
+static __always_inline bool is_tuple_filtered(void)
+{
+	return target_family || target_lport_set || target_rport_set || target_netns_count ||
+	       target_laddr_count || target_raddr_count;
+}
+
+/*
+ * Asked before any map: where there is a filter, most sockets are of no interest. Without one this
+ * is no code at all.
+ */
+static __always_inline bool is_rejected(struct sock *sk, int state, const bool direct)
+{
+	struct conn conn;
+
+	return is_tuple_filtered() && read_tuple(&conn, sk, state, direct) == TUPLE_REJECTED;
+}
+
+/* A socket that leaves one of these states may have been followed while its tuple was incomplete. */
+static __always_inline bool was_incomplete(int oldstate)
+{
+	return oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV || oldstate == TCP_LISTEN;
 }
 
 #endif /* TCPCORE_FILTER_BPF_H */

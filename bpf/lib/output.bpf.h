@@ -20,7 +20,7 @@ struct {
 __u64 lost_ring;   /* events that found the perf ring full */
 __u64 lost_output; /* events that the kernel took for no ring at all */
 __u64 lost_map;	   /* sockets that found a map full: nothing can be told of them */
-/* The kernel counts each skipped program as missed; of these, another program did the work. */
+/* Skipped programs whose work another program did: the kernel counts them as missed all the same. */
 __u64 made_up_for;
 
 /*

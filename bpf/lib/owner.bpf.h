@@ -24,8 +24,8 @@ struct owner {
 };
 
 /*
- * The user is the socket's (sk_uid): who made it by socket() or accept(), by its effective user id.
- * So a row says the same whether its owner is known or not.
+ * The user is that of the socket (sk_uid): the effective user id of who called socket() or accept().
+ * It is known also where the owner is not, so that all rows of a connection show the same user.
  */
 static __always_inline void set_user(struct owner *owner, struct sock *sk, const bool direct)
 {
@@ -38,7 +38,22 @@ static __always_inline void set_wanted(struct owner *owner, struct task_struct *
 		owner->wanted = true;
 }
 
-/* Only where the kernel runs for current. Leaves the role, and `wanted` if it is set already. */
+/* Current is the owner already, and nothing has to be asked again. exec() gives a task a new name. */
+static __always_inline bool is_current(const struct owner *owner)
+{
+	__u64 task = bpf_get_current_pid_tgid(), name[2], known[2];
+
+	if (owner->pid != task >> 32 || owner->tid != (__u32)task)
+		return false;
+	bpf_get_current_comm(name, sizeof(name));
+	__builtin_memcpy(known, owner->comm, sizeof(known));
+	return name[0] == known[0] && name[1] == known[1];
+}
+
+/*
+ * Current becomes the owner: only where the kernel works on the socket for it. The role stays, and
+ * so does `wanted`, once it is set.
+ */
 static __always_inline void current_owner(struct owner *owner, struct sock *sk, const bool direct)
 {
 	__u64 task = bpf_get_current_pid_tgid();
@@ -51,18 +66,18 @@ static __always_inline void current_owner(struct owner *owner, struct sock *sk, 
 	set_wanted(owner, current_task());
 }
 
-/* A task that has the socket open, and need not be current. Into an owner that is all zeros. */
+/* A task that has the socket open becomes the owner; it need not be current. owner: all zeros. */
 static __always_inline void other_owner(struct owner *owner, struct sock *sk,
 					struct task_struct *task)
 {
-	set_user(owner, sk, false);
+	set_user(owner, sk, BY_HELPER);
 	owner->pid = BPF_CORE_READ(task, tgid);
 	owner->cgroup_id = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
 	BPF_CORE_READ_INTO(&owner->comm, task, comm);
 	set_wanted(owner, task);
 }
 
-/* The socket itself still tells its user. */
+/* No task is known; the socket still tells its user. */
 static __always_inline void unknown_owner(struct owner *owner, struct sock *sk, const bool direct)
 {
 	__builtin_memset(owner, 0, sizeof(*owner));

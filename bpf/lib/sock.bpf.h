@@ -9,10 +9,13 @@
 #include <bpf/bpf_helpers.h>
 
 /*
- * Read sk->field. Programs whose arguments carry BTF (fentry, tp_btf) load it directly, which
- * costs a quarter less than a helper call; kprobes and raw tracepoints must go through the helper.
- * `direct` is a constant in every caller, so that one of the two branches remains.
+ * How a program reads a kernel structure. Programs whose arguments carry BTF (fentry, tp_btf) load
+ * its fields directly, which costs a quarter less than a helper call; all others (kprobes, raw
+ * tracepoints, and pointers found on the way) must call the helper.
  */
+enum { BY_HELPER = false, DIRECT = true };
+
+/* Read sk->field. `direct` is a constant in every caller, so that one of the two branches remains. */
 #define sk_read(sk, field, direct)                                                                 \
 	({                                                                                         \
 		typeof((sk)->field) _value;                                                        \
@@ -62,7 +65,12 @@ static __always_inline void read_ipv6_addresses(struct conn *conn, struct sock *
 	/* Absent where the kernel is built without IPv6. */
 	if (!bpf_core_field_exists(sk->__sk_common.skc_v6_daddr))
 		return;
-#define WORD(side, i) sk_read(sk, __sk_common.skc_v6_##side.in6_u.u6_addr32[i], direct)
+	if (!direct) { /* one helper call an address, not one a word */
+		BPF_CORE_READ_INTO(&conn->raddr, sk, __sk_common.skc_v6_daddr);
+		BPF_CORE_READ_INTO(&conn->laddr, sk, __sk_common.skc_v6_rcv_saddr);
+		return;
+	}
+#define WORD(side, i) sk->__sk_common.skc_v6_##side.in6_u.u6_addr32[i]
 	conn->raddr.words[0] = WORD(daddr, 0);
 	conn->raddr.words[1] = WORD(daddr, 1);
 	conn->raddr.words[2] = WORD(daddr, 2);
@@ -83,22 +91,25 @@ static __always_inline __u32 netns_of(struct sock *sk)
 	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 }
 
-/* Of the process that has it: NULL in a listener's queue, and after close(). */
+/* The socket that a process has a file descriptor of: NULL before accept() and after close(). */
 static __always_inline struct socket *socket_of(struct sock *sk)
 {
 	return BPF_CORE_READ(sk, sk_socket);
 }
 
 /*
- * The tuple of sk; false when sk speaks neither IPv4 nor IPv6. A v4-mapped peer is IPv4. A closing
- * socket may have given its port back already (inet_put_port): then lport is 0.
+ * The tuple of sk without its namespace, which takes two helper calls; false when sk speaks neither
+ * IPv4 nor IPv6. A v4-mapped peer is IPv4. A closing socket may have given its port back already
+ * (inet_put_port): then lport is 0.
+ *
+ * It reads struct sock_common alone, which request sockets (NEW_SYN_RECV) and time-wait sockets
+ * have as well. All other functions here and in owner.bpf.h are for full sockets.
  */
-static __always_inline bool read_conn(struct conn *conn, struct sock *sk, const bool direct)
+static __always_inline bool read_endpoints(struct conn *conn, struct sock *sk, const bool direct)
 {
 	conn->family = sk_read(sk, __sk_common.skc_family, direct);
 	conn->lport = sk_read(sk, __sk_common.skc_num, direct);
 	conn->rport = bpf_ntohs(sk_read(sk, __sk_common.skc_dport, direct));
-	conn->netns = netns_of(sk);
 	set_v4mapped(&conn->raddr, sk_read(sk, __sk_common.skc_daddr, direct));
 	set_v4mapped(&conn->laddr, sk_read(sk, __sk_common.skc_rcv_saddr, direct));
 	if (conn->family == AF_INET6) {
@@ -112,10 +123,16 @@ static __always_inline bool read_conn(struct conn *conn, struct sock *sk, const 
 	return conn->family == AF_INET || conn->family == AF_INET6;
 }
 
+static __always_inline bool read_conn(struct conn *conn, struct sock *sk, const bool direct)
+{
+	conn->netns = netns_of(sk);
+	return read_endpoints(conn, sk, direct);
+}
+
 /*
- * The port a closed socket had: inet_put_port() clears skc_num, not inet_sport. Of a socket that
- * is used again it is the port of the time before. Behind the end of struct sock, where direct
- * loads of a struct sock pointer are not allowed.
+ * The local port that a closed socket had: inet_put_port() clears skc_num, but not inet_sport. In a
+ * socket that is used again this is the port of its previous connection. The field lies behind the
+ * end of struct sock, where the verifier allows no direct load through a struct sock pointer.
  */
 static __always_inline __u16 read_closed_lport(struct sock *sk)
 {
@@ -133,8 +150,8 @@ static __always_inline bool read_closed_conn(struct conn *conn, struct sock *sk,
 }
 
 /*
- * The type as well: a raw socket of protocol TCP (socket(AF_INET, SOCK_RAW, IPPROTO_TCP)) is no TCP
- * socket and never comes to tcp_destroy_sock.
+ * Both fields are needed: a raw socket for protocol 6 (socket(AF_INET, SOCK_RAW, IPPROTO_TCP)) has
+ * the protocol of TCP, is no TCP socket, and never passes tcp_destroy_sock.
  */
 static __always_inline bool is_tcp(struct sock *sk, const bool direct)
 {

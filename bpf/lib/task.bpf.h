@@ -12,7 +12,7 @@ static __always_inline struct task_struct *current_task(void)
 	return (struct task_struct *)bpf_get_current_task();
 }
 
-/* A kernel thread that closes a socket for others: a file whose last user was a unix socket. */
+/* It may close a socket for others, as when the file was left in the queue of a unix socket. */
 static __always_inline bool is_kernel_thread(void)
 {
 	return BPF_CORE_READ(current_task(), flags) & PF_KTHREAD;
@@ -26,7 +26,10 @@ static __always_inline __u64 mount_namespace(struct task_struct *task)
 /* The socket of an open file, NULL if it is no socket. */
 static __always_inline struct sock *sock_of_file(struct file *file)
 {
-	/* struct socket points back to its file; nothing else would do so at that place. */
+	/*
+	 * The private data of another file is something else. Only a struct socket points back to
+	 * its file from that place.
+	 */
 	struct socket *socket = BPF_CORE_READ(file, private_data);
 
 	return file && BPF_CORE_READ(socket, file) == file ? BPF_CORE_READ(socket, sk) : NULL;

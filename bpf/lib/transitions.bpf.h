@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * A socket's state changes, and its end. The tool says in transition() and destroy() what becomes
- * of them. The end is what tools rely on to forget a socket, as its address will be in use again.
+ * A socket's state changes, and its end. The tool says in concerns() which changes it has to do
+ * with, and in transition() and destroy() what becomes of them. The end is what tools rely on to
+ * forget a socket, as its address will be in use again.
  */
 #ifndef TCPCORE_TRANSITIONS_BPF_H
 #define TCPCORE_TRANSITIONS_BPF_H
@@ -10,14 +11,17 @@
 #include "lib/sock.bpf.h"
 #include <bpf/bpf_tracing.h>
 
+/* Asked before anything is read. */
+static __always_inline bool concerns(int oldstate, int newstate);
 /* owned: a task has the socket's lock, and makes the change. */
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct);
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct);
 
 /*
- * A listener's new child: what is kept of its address is another socket's, whose end was missed. At
- * a simultaneous open (RFC 9293, 3.5) a socket comes to SYN_RECV from SYN_SENT.
+ * A new connection of a listener. What is kept for its address belongs to an older socket, whose end
+ * was missed. (A socket that connects comes to SYN_RECV from SYN_SENT, when the peer connects to it
+ * at the same time: RFC 9293, 3.5, simultaneous open.)
  */
 static __always_inline bool is_new_child(int oldstate, int newstate)
 {
@@ -25,10 +29,10 @@ static __always_inline bool is_new_child(int oldstate, int newstate)
 }
 
 /*
- * Since Linux 6.1 (05b24ff9b2cf) a program is skipped that comes while it runs on the same CPU
- * already: when a packet's change of state interrupts a system call's, and since 7.0, where
- * tracepoints can be preempted, when another task's does. So there are two: the second one does
- * what the first one was skipped for.
+ * Since Linux 6.1 (05b24ff9b2cf) the kernel does not start a program that is already running on the
+ * same CPU. That happens when a packet changes a state while a system call's change is still being
+ * worked on; and since 7.0, where tracepoints can be preempted, when another task changes one. So
+ * there are two programs at the hook: the second one does what the first one was skipped for.
  */
 
 /* A change that the first program has seen and the second one has not. */
@@ -38,8 +42,9 @@ struct seen {
 };
 
 /*
- * Per CPU: the changes under way, and those that the second program was skipped for. Only the first
- * program takes a place, and only the second one gives it back.
+ * Per CPU: the changes that the first program has worked on. It takes a place for each, and the
+ * second program, which runs right after it, gives the place back. What stays is a change for which
+ * the second program was skipped.
  */
 struct seen_changes {
 	bool first_runs;      /* the first program is at work, or interrupted there */
@@ -73,27 +78,16 @@ static __always_inline struct seen *free_place(struct seen_changes *seen, const 
 }
 
 /* By the first program, as it begins to work. */
-static __always_inline void note_change(struct sock *sk, int newstate, const bool owned)
+static __always_inline void note_change(struct seen_changes *seen, struct sock *sk, int newstate,
+					const bool owned)
 {
-	struct seen_changes *seen = seen_here();
-	struct seen *place;
+	struct seen *place = free_place(seen, owned);
 
-	if (!seen)
-		return;
 	seen->first_runs = true;
-	place = free_place(seen, owned);
 	if (place->sk) /* the second program was skipped then */
 		__sync_fetch_and_add(&made_up_for, 1);
 	place->sk = (__u64)sk;
 	place->newstate = newstate;
-}
-
-static __always_inline void first_ends(void)
-{
-	struct seen_changes *seen = seen_here();
-
-	if (seen)
-		seen->first_runs = false;
 }
 
 static __always_inline bool cross_out(struct seen *place, struct sock *sk, int newstate)
@@ -105,8 +99,9 @@ static __always_inline bool cross_out(struct seen *place, struct sock *sk, int n
 }
 
 /*
- * Asked by the second program. Where the first one was interrupted for this change, a note of the
- * same socket and state is an old one.
+ * Asked by the second program: whether the first one has worked on this change. While the first one
+ * is at work (it was interrupted by this change), it has not, and a note of the same socket and
+ * state is an old one.
  */
 static __always_inline bool is_seen(struct sock *sk, int newstate)
 {
@@ -128,63 +123,54 @@ static __always_inline bool is_owned(struct sock *sk, const bool direct)
 static __always_inline int change(void *ctx, struct sock *sk, int oldstate, int newstate,
 				  const bool direct)
 {
-	bool owned = is_owned(sk, direct);
+	struct seen_changes *seen;
+	bool owned;
 
-	if (!is_tcp(sk, direct))
+	if (!concerns(oldstate, newstate) || !is_tcp(sk, direct))
 		return 0;
-	note_change(sk, newstate, owned);
+	seen = seen_here();
+	if (!seen)
+		return 0;
+	owned = is_owned(sk, direct);
+	note_change(seen, sk, newstate, owned);
 	transition(ctx, sk, oldstate, newstate, owned, direct);
-	first_ends();
+	seen->first_runs = false;
 	return 0;
 }
 
 static __always_inline int change_again(void *ctx, struct sock *sk, int oldstate, int newstate,
 					const bool direct)
 {
-	if (is_seen(sk, newstate) || !is_tcp(sk, direct))
+	if (!concerns(oldstate, newstate) || is_seen(sk, newstate) || !is_tcp(sk, direct))
 		return 0;
 	__sync_fetch_and_add(&made_up_for, 1);
 	transition(ctx, sk, oldstate, newstate, is_owned(sk, direct), direct);
 	return 0;
 }
 
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(change_btf, struct sock *sk, int oldstate, int newstate)
-{
-	return change(ctx, sk, oldstate, newstate, true);
-}
+/*
+ * The programs, once for each kind of raw tracepoint. That at the socket's end runs with softirqs
+ * off, so that nothing of its kind interrupts it.
+ */
+#define TRANSITION_PROGRAMS(kind, suffix, how)                                                     \
+	SEC(kind "/inet_sock_set_state")                                                           \
+	int BPF_PROG(change_##suffix, struct sock *sk, int oldstate, int newstate)                 \
+	{                                                                                          \
+		return change(ctx, sk, oldstate, newstate, how);                                   \
+	}                                                                                          \
+	SEC(kind "/inet_sock_set_state")                                                           \
+	int BPF_PROG(change_again_##suffix, struct sock *sk, int oldstate, int newstate)           \
+	{                                                                                          \
+		return change_again(ctx, sk, oldstate, newstate, how);                             \
+	}                                                                                          \
+	SEC(kind "/tcp_destroy_sock")                                                              \
+	int BPF_PROG(destroy_##suffix, struct sock *sk)                                            \
+	{                                                                                          \
+		destroy(ctx, sk, how);                                                             \
+		return 0;                                                                          \
+	}
 
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(change_again_btf, struct sock *sk, int oldstate, int newstate)
-{
-	return change_again(ctx, sk, oldstate, newstate, true);
-}
-
-SEC("raw_tp/inet_sock_set_state")
-int BPF_PROG(change_raw, struct sock *sk, int oldstate, int newstate)
-{
-	return change(ctx, sk, oldstate, newstate, false);
-}
-
-SEC("raw_tp/inet_sock_set_state")
-int BPF_PROG(change_again_raw, struct sock *sk, int oldstate, int newstate)
-{
-	return change_again(ctx, sk, oldstate, newstate, false);
-}
-
-/* It runs with softirqs off, so that nothing of its kind interrupts it. */
-SEC("tp_btf/tcp_destroy_sock")
-int BPF_PROG(destroy_btf, struct sock *sk)
-{
-	destroy(ctx, sk, true);
-	return 0;
-}
-
-SEC("raw_tp/tcp_destroy_sock")
-int BPF_PROG(destroy_raw, struct sock *sk)
-{
-	destroy(ctx, sk, false);
-	return 0;
-}
+TRANSITION_PROGRAMS("tp_btf", btf, DIRECT)
+TRANSITION_PROGRAMS("raw_tp", raw, BY_HELPER)
 
 #endif /* TCPCORE_TRANSITIONS_BPF_H */

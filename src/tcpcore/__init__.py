@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # as typing has it, whose import takes longer than all th
 if TYPE_CHECKING:
     from typing import Any
 
-    from tcpcore.api import trace
+    from tcpcore._typed import trace
     from tcpcore.errors import TcpcoreError
 
 

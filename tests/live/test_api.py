@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import struct
 import threading
@@ -86,7 +85,9 @@ def test_traces_in_threads_come_and_go() -> None:
 
     def trace(name: str, told: list[str]) -> None:
         for _ in range(2):
-            with tcpcore.trace(name, map_size=64, pid=os.getpid(), raddr="127.0.0.0/8") as events:
+            with tcpcore.api.trace(
+                name, map_size=64, pid=os.getpid(), raddr="127.0.0.0/8"
+            ) as events:
                 begun.wait(harness.PATIENCE)
                 (port,) = ports(1)
                 assert port in seen(events, [port])
@@ -137,7 +138,7 @@ def test_an_event_without_a_ring_is_not_told_as_a_full_one() -> None:
     """So it is on a CPU that came after the start: no ring stands in its place in the map."""
     with tcpcore.trace("connlat", **mine()) as events, on_one_cpu() as cpu:
         rings = events._session.program.map("events")
-        libbpf().bpf_map_delete_elem(rings.fd, ctypes.byref(ctypes.c_uint32(cpu)))
+        libbpf().bpf_map_delete_elem(rings.fd, struct.pack("=I", cpu))
         ports(5)
         losses = events.losses()
         assert (losses.output, losses.ring) == (5, 0)

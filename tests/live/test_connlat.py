@@ -168,7 +168,7 @@ def test_no_entry_outlives_its_socket(attach: str) -> None:
             with contextlib.suppress(BlockingIOError):
                 server.accept()[0].close()
             trace.read()
-        assert list(trace.program.map("starts").keys()) == []
+        assert list(trace.program.map("sockets").keys()) == []
         trace.read(last=True)
         harness.session()
         names = list(fields.kinds(connlat.Event))

@@ -138,7 +138,7 @@ def test_a_burst_beyond_the_buffer_is_counted() -> None:
     # What the process itself did: each connect has two changes of its own at least.
     assert len(read) + lost["ring"] >= 200 * 2
     (line,) = {x for x in running.errors() if x.startswith("tcpcore: states")}
-    assert f"{lost['ring']} events found the ring full" in line
+    assert f"{lost['ring']} events: buffer full" in line
 
 
 def test_a_full_map_is_counted(net: Net) -> None:
@@ -182,6 +182,7 @@ def test_nothing_is_left_in_the_kernel(number: signal.Signals) -> None:
 def test_nothing_is_left_open_on_any_path(options: dict[str, str]) -> None:
     """Opened and closed, refused, out of room: the same file descriptors before and after."""
     import tcpcore
+    from tcpcore import api
 
     def descriptors() -> list[str]:
         gc.collect()  # what other tests left to it
@@ -189,7 +190,7 @@ def test_nothing_is_left_open_on_any_path(options: dict[str, str]) -> None:
 
     def attempt() -> None:
         try:
-            with tcpcore.trace("states", **options):
+            with api.trace("states", **options):
                 pass
         except tcpcore.TcpcoreError:
             pass

@@ -8,8 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-import tcpcore
-from tcpcore import tools
+from tcpcore import api, tools
 from tests import facts
 from tests.facts import Act
 from tests.live import harness
@@ -112,7 +111,7 @@ def test_what_is_answered_or_accepted_has_no_entry(attach: str, tool: str, net: 
 def test_its_end_forgets_what_a_missed_change_left(tool: str, net: Net) -> None:
     """An entry that is put back after the socket's last change goes with the socket."""
     here = net[0]
-    with tcpcore.trace(tool, netns=here.name) as events, here.entered():
+    with api.trace(tool, netns=here.name) as events, here.entered():
         kept = events._session.program.map(tool_named(tool).sockets[0])
         with ExitStack() as stack:
             if facts.of(tool).queued:
@@ -136,7 +135,7 @@ def test_entries_are_found(net: Net) -> None:
         here.entered(),
         harness.start_hanging(here.nobody, 1002),
     ):
-        assert "starts" in {name for name, _, _ in running.entries()}
+        assert "sockets" in {name for name, _, _ in running.entries()}
 
 
 PLACES, CONNECTIONS = 4, 12

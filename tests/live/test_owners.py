@@ -208,3 +208,27 @@ def test_a_mount_namespace_that_is_left_at_the_exit(pins: Path) -> None:
             rows = [e for e in running.events() if e["lport"] == port]
     assert rows[0]["newstate"] == "FIN_WAIT1"
     assert {e["pid"] for e in rows} == {pid}
+
+
+def test_an_older_session_of_two_processes() -> None:
+    """Either of them passes the filter, whichever has the row."""
+    waiting, end = socket.socketpair()
+    with harness.pair() as (client, _), waiting:
+        lport = client.getsockname()[1]
+
+        def hold() -> None:
+            end.close()
+            waiting.recv(1)
+
+        child = harness.fork(hold)
+        try:
+            shown = []
+            for pid in (os.getpid(), child, 1):
+                with tracer("life", "--json", "--all", "--open", "-p", str(pid)) as running:
+                    rows = running.events()
+                shown.append([e["pid"] for e in rows if e["lport"] == lport])
+        finally:
+            end.close()
+            assert harness.reap(child) == 0
+    assert shown[0] == shown[1] and shown[0] in ([os.getpid()], [child])
+    assert shown[2] == []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -114,6 +117,33 @@ def test_lport_of_a_connect_that_hangs(attach: str, net: Net) -> None:
     assert (row["lport"], row["oldstate"], row["newstate"]) == (lport, "CLOSE", "SYN_SENT")
     assert changes(events) == ["CLOSE>SYN_SENT", "SYN_SENT>CLOSE"]
     assert {e["lport"] for e in events} == {lport}
+
+
+def to_port(port: int) -> Callable[[Event], bool]:
+    return lambda event: bool(event["rport"] == port)
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_rows_of_connects_that_hang_are_shown_once(attach: str, net: Net, wait: bool) -> None:
+    """By the reader while they hang, or at the end of the trace, or with their next change."""
+    here, many = net[0], 20
+    arguments = ("--attach", attach, "--netns", here.name, "-D", "1100-1199")
+    with tracer("states", "--json", *arguments) as running, contextlib.ExitStack() as stack:
+        with here.entered():
+            clients = [harness.start_hanging(here.nobody, 1100 + i) for i in range(many)]
+        for client in clients:
+            stack.enter_context(client)
+        if wait:
+            for i in range(many):
+                running.wait_for(to_port(1100 + i))
+            for client in clients[: many // 2]:
+                client.close()
+        events = running.events()
+    rows = Counter((e["rport"], e["newstate"]) for e in events)
+    assert rows == {
+        **{(1100 + i, "SYN_SENT"): 1 for i in range(many)},
+        **{(1100 + i, "CLOSE"): 1 for i in range(many // 2 if wait else 0)},
+    }
 
 
 def test_lport_filter_keeps_the_first_transition(attach: str, net: Net) -> None:

@@ -24,7 +24,7 @@ TOOL = tool("connlat")
 
 
 def refused(name: str, **options: Any) -> str:
-    with pytest.raises(UsageError) as e, tcpcore.trace(name, **options):
+    with pytest.raises(UsageError) as e, api.trace(name, **options):
         pass
     return str(e.value)
 

@@ -114,7 +114,7 @@ def test_in_a_pid_namespace_without_the_hosts_proc(tmp_path: Path, namespace: st
     with pytest.raises(UsageError) as e:
         containers.host_pid(7, namespace, tmp_path)
     assert str(e.value).startswith("pid: " if namespace is None else "pidns: ")
-    assert "--pid=host" in str(e.value) and "--cgroup" in str(e.value)
+    assert "--pid=host" in str(e.value) and "`cgroup`" in str(e.value)
 
 
 def test_a_kernel_without_pid_namespaces(tmp_path: Path) -> None:

@@ -175,6 +175,12 @@ def test_the_maps_that_python_names_exist(built: Built) -> None:
     assert named <= set(file.variables(".maps"))
 
 
+def test_the_counters_of_sweeps_exist(built: Built) -> None:
+    name, file = built
+    for sweep in with_options(name).sweeps:
+        assert sweep.changed is None or file.variables(".bss")[sweep.changed].size == 8
+
+
 def test_the_loss_counters_exist(built: Built) -> None:
     _, file = built
     counters = file.variables(".bss")
@@ -289,3 +295,15 @@ def test_no_tool_imports_another() -> None:
     for name in TOOLS:
         others = {f"tcpcore.tools.{other}" for other in TOOLS} - {f"tcpcore.tools.{name}"}
         assert not IMPORTS[f"tcpcore.tools.{name}"] & others
+
+
+def test_the_loader_has_no_words_of_the_command_line() -> None:
+    """Nor of TCP: a tracepoint's or a function's name comes from the tool."""
+    for path in PACKAGE.glob("loader/*.py"):
+        texts = [
+            node.value
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        found = [text for text in texts if re.search(r"--[a-z]|\btcp_|\binet_", text)]
+        assert found == [], path

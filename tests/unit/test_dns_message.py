@@ -160,5 +160,5 @@ def test_without_dnslib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dnslib", None)
     for name in ("tcpcore.enrich.dns", "tcpcore.enrich.dns.names", "tcpcore.enrich.dns.message"):
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(UsageError, match=r"^--dns: needs dnslib: pip install 'tcpcore\[dns\]'$"):
+    with pytest.raises(UsageError, match=r"^dns: needs dnslib: pip install 'tcpcore\[dns\]'$"):
         importlib.import_module("tcpcore.enrich.dns")

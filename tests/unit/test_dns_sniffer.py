@@ -36,7 +36,7 @@ def test_no_packet_socket(
     monkeypatch.setattr(socket, "socket", refuse)
     with pytest.raises(kind, match=says) as e:
         Sniffer()
-    assert str(e.value).startswith("--dns: ")
+    assert str(e.value).startswith("`dns`: ")
     assert "\n" not in str(e.value)
 
 

@@ -167,10 +167,10 @@ def test_a_file_without_btf_is_a_usage_error_that_names_it(tmp_path: Path) -> No
     cut = tmp_path / "cut"
     cut.write_bytes(b"\x9f\xeb\x01\0\x18\0\0\0" + bytes(12) + b"\xff\xff\0\0")
     for path in (text, empty, cut):
-        assert refused(path) == f"--btf: {path}: no BTF in it"
+        assert refused(path) == f"btf: {path}: no BTF in it"
     elf = Path("/proc/self/exe").resolve()
-    assert refused(elf) == f"--btf: {elf}: no BTF in it"
-    assert refused(tmp_path / "absent") == f"--btf: {tmp_path}/absent: No such file or directory"
+    assert refused(elf) == f"btf: {elf}: no BTF in it"
+    assert refused(tmp_path / "absent") == f"btf: {tmp_path}/absent: No such file or directory"
 
 
 def test_btf_in_an_elf_file_will_do() -> None:

@@ -534,5 +534,5 @@ def test_a_btf_file_that_is_none_is_told_before_anything_is_tried(
     text.write_text("no BTF")
     with pytest.raises(UsageError) as e, attempts.run(loader.Settings(btf=text)):
         pass
-    assert str(e.value) == f"--btf: {text}: no BTF in it"
+    assert str(e.value) == f"btf: {text}: no BTF in it"
     assert attempts.tried == []

@@ -115,7 +115,7 @@ def test_what_is_forced_is_required() -> None:
 def test_forced_but_unknown_lists_each_name_once(forced: str) -> None:
     with pytest.raises(UsageError) as e:
         narrowed(ALL, ["kprobe", forced])
-    assert str(e.value).startswith(f"--attach: no way '{forced}'")
+    assert str(e.value).startswith(f"attach: no way '{forced}'")
     assert str(e.value).endswith(": tp_btf, raw_tp, fentry, kprobe, tracepoint")
 
 
@@ -295,9 +295,9 @@ def test_the_error_has_a_remedy(host: pytest.MonkeyPatch) -> None:
     assert "lockdown" in str(failure(ERROR))
     without_btf(host)
     no_btf = LibbpfError("bpf_object__load", errno.ESRCH, ["libbpf: failed to find valid BTF"])
-    assert "--btf FILE" in str(failure(no_btf))
+    assert "`btf`" in str(failure(no_btf))
     given = str(failure(no_btf, btf=Path("/some/btf")))
-    assert "--btf FILE" not in given
+    assert "`btf`" not in given
     assert "need BTF in the kernel itself, beside /some/btf" in given
 
 
@@ -332,8 +332,8 @@ def test_what_has_run_out_ends_the_search_with_a_remedy(
     assert error.exit_code == 1
     assert remedy in str(error)
     assert "bpf_object__load" in str(error)
-    assert ("--map-size" in str(error)) == (remedy == "ulimit -l")
-    assert ("--buffer" in str(error)) == (number == errno.ENOMEM)
+    assert ("`map_size`" in str(error)) == (remedy == "ulimit -l")
+    assert ("`buffer`" in str(error)) == (number == errno.ENOMEM)
 
 
 def test_another_failure_has_run_out_of_nothing() -> None:

@@ -300,11 +300,11 @@ def test_losses_are_told_each_time_they_grow(
     assert told == [(3, 0, 0, 0), (3, 0, 2, 0), (3, 4, 2, 0)]
     errors = capfd.readouterr().err.splitlines()
     assert len(errors) == 3 and all(line.startswith("tcpcore: lost so far: 3") for line in errors)
-    assert "2 events came while the program ran already" in errors[1]
+    assert "2 events: skipped" in errors[1]
 
 
 def test_each_cause_is_described() -> None:
-    causes = {"ring": "--buffer", "map": "--map-size", "missed": "ran already", "malformed": "deco"}
+    causes = {"ring": "`buffer`", "map": "`map_size`", "missed": "was running", "malformed": "deco"}
     for cause, says in causes.items():
         text = describe(Losses(**{cause: 7}))
         assert "7 " in text and says in text and ";" not in text
@@ -321,7 +321,7 @@ def test_a_reader_that_goes_ends_it_quietly(
     assert len(session.session.waited) == (0, 0, 2)[after]
     assert len(session.lines.text.splitlines()) == after
     assert lost == (Losses(ring=9) if after == 2 else Losses())
-    assert ("9 events found the ring full" in capfd.readouterr().err) == (after == 2)
+    assert ("9 events: buffer full" in capfd.readouterr().err) == (after == 2)
 
 
 def test_a_record_of_losses_that_nobody_reads(clock: Clock) -> None:

@@ -109,32 +109,92 @@ def test_the_last_batch_has_everything_that_there_is() -> None:
     assert times(at_work.read(last=True)) == [NOW - 9, NOW - 5, NOW + 3]
 
 
-SWEEPING = replace(TOOL, held=Sweep("held", "raw_tp"), pending=Sweep("starts", "raw_tp/end"))
+HELD = Sweep("sockets", "raw_tp", changed="last_held_ns")
+SWEEPING = replace(TOOL, held=HELD, pending=Sweep("others", "raw_tp/end"))
 KEY = (7).to_bytes(8, "little")
 
 
-def test_held_rows_are_asked_for_on_each_drain_pending_ones_at_the_end() -> None:
-    """And before the rings are emptied: what is asked for goes into them."""
+def holding() -> FakeProgram:
+    """A socket whose row waits, and two that are asked for at the end."""
     program = FakeProgram()
-    program.keys = {"held": [KEY], "starts": [KEY, KEY]}
+    program.keys = {"sockets": [KEY], "others": [KEY, KEY]}
+    program.counts["last_held_ns"] = 5
+    return program
+
+
+def read(at_work: Session, program: FakeProgram, last: bool = False) -> list[tuple[Any, ...]]:
+    """What a drain calls."""
+    program.called.clear()
+    at_work.read(last)
+    return program.called
+
+
+def test_held_rows_are_asked_for_before_the_rings_are_emptied() -> None:
+    program = holding()
+    assert read(trace(program, SWEEPING), program) == [("raw_tp", 7), ("take",)]
+
+
+def test_sockets_are_looked_through_only_when_a_row_was_held(clock: list[float]) -> None:
+    program = holding()
     at_work = trace(program, SWEEPING)
-    for _ in range(2):
-        at_work.read()
-        assert program.called == [("raw_tp", 7), ("take",)]
-        program.called.clear()
-    at_work.read(last=True)
-    assert program.called == [("raw_tp", 7), ("raw_tp/end", 7), ("raw_tp/end", 7), ("take",)]
+    program.counts["last_held_ns"] = 0
+    assert read(at_work, program) == [("take",)]
+    program.counts["last_held_ns"] = 6
+    assert len(read(at_work, program)) == 2
+    clock[0] += 99
+    assert read(at_work, program) == [("take",)]
+
+
+def test_a_look_that_takes_long_is_rare(clock: list[float]) -> None:
+    """In a storm rows are held all the time."""
+    program = holding()
+
+    def keys() -> Any:
+        clock[0] += 0.01
+        yield KEY
+
+    at_work = trace(program, SWEEPING)
+    program.map = lambda name: SimpleNamespace(keys=keys)  # type: ignore[method-assign]
+    looks = 0
+    for i in range(100):
+        program.counts["last_held_ns"] = i + 1
+        looks += len(read(at_work, program)) == 2
+        clock[0] += 0.05
+    assert looks == 10
+
+
+def test_the_last_look_offers_and_sends(clock: list[float]) -> None:
+    """And pending rows come with it."""
+    program = holding()
+    at_work = trace(program, SWEEPING)
+    real = program.call
+
+    def call(section: str, key: int) -> None:
+        real(section, key)
+        program.counts["last_held_ns"] += 1  # offered
+
+    program.call = call  # type: ignore[method-assign]
+    end = ("raw_tp/end", 7)
+    assert read(at_work, program, last=True) == [("raw_tp", 7)] * 2 + [end] * 2 + [("take",)]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    return now
 
 
 def test_a_kernel_that_cannot_be_asked_is_asked_once() -> None:
-    program = FakeProgram()
-    program.keys = {"held": [KEY], "starts": []}
+    program = holding()
+    program.keys["others"] = []
     program.refuses_calls = True
     at_work = trace(program, SWEEPING)
     at_work.read()
     program.refuses_calls = False
-    at_work.read()
-    assert program.called == [("take",), ("take",)]
+    program.counts["last_held_ns"] += 1
+    assert read(at_work, program) == [("take",)]
 
 
 def test_every_loss_is_told() -> None:
@@ -177,10 +237,10 @@ def test_any_loss_is_one(kind: str) -> None:
 
 def test_a_refused_event_is_not_told_as_a_full_ring() -> None:
     said = describe(Losses(output=3))
-    assert said.startswith("lost so far: 3 events had no ring")
-    assert "full" not in said
+    assert said.startswith("lost so far: 3 events: their CPU has no buffer")
+    assert "buffer full" not in said
     assert "--buffer" not in said
-    assert "no ring" not in describe(Losses(ring=3))
+    assert "has no buffer" not in describe(Losses(ring=3))
 
 
 def test_what_is_derived_is_behind_each_record() -> None:

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from tcpcore.errors import LibbpfError, UsageError
+from tcpcore.errors import LibbpfError, OptionError
 from tcpcore.loader import ffi
 from tcpcore.loader.ffi import libbpf
 
@@ -157,14 +157,14 @@ def no_btf() -> str | None:
 
 
 def check_btf(path: Path) -> None:
-    """UsageError unless the file holds BTF: as it is, or in an ELF section (btf__parse)."""
+    """OptionError unless the file holds BTF: as it is, or in an ELF section (btf__parse)."""
     try:
         _try_open(path)
         types = libbpf().btf__parse(os.fsencode(path), None)
     except OSError as e:
-        raise UsageError(f"--btf: {path}: {e.strerror}") from None
+        raise OptionError("btf", f"{path}: {e.strerror}") from None
     except LibbpfError:  # of many kinds: libbpf has error numbers of its own for other content
-        raise UsageError(f"--btf: {path}: no BTF in it") from None
+        raise OptionError("btf", f"{path}: no BTF in it") from None
     libbpf().btf__free(types)
 
 

@@ -252,9 +252,9 @@ _REFUSALS: dict[int, tuple[type[TcpcoreError], str]] = {
     errno.EPERM: (
         PrivilegeError,
         "that much memory is locked with CAP_IPC_LOCK only: run as root, raise 'ulimit -l' or "
-        "kernel.perf_event_mlock_kb (sysctl), or ask for a smaller --buffer",
+        "kernel.perf_event_mlock_kb (sysctl), or ask for a smaller `buffer`",
     ),
-    errno.ENOMEM: (TcpcoreError, "out of memory: ask for a smaller --buffer"),
+    errno.ENOMEM: (TcpcoreError, "out of memory: ask for a smaller `buffer`"),
 }
 
 
@@ -267,7 +267,7 @@ def _open(map_fd: int, count: int) -> ffi.RingsHandle:
         sample_period=1,
         flags=_ATTR_WATERMARK,
         # At half the ring a busy host overtakes the reader; beyond 64 KiB nothing is saved.
-        wakeup_watermark=min(count * mmap.PAGESIZE // 8, 64 << 10),
+        wakeup_watermark=min(count * mmap.PAGESIZE // 8, 256 << 10),
     )
     handle: ffi.RingsHandle = libbpf().perf_buffer__new_raw(
         map_fd, count, attributes, _UNUSED, None, None

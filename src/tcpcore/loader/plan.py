@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from tcpcore.errors import (
     LibbpfError,
+    OptionError,
     PrivilegeError,
     TcpcoreError,
     UnsupportedError,
-    UsageError,
 )
 from tcpcore.loader import kernel
 from tcpcore.loader.tracefs import TracefsError
@@ -44,12 +44,12 @@ class Way(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What --attach calls it: fentry, kprobe, tp_btf, raw_tp or tracepoint."""
+        """What `attach` calls it: fentry, kprobe, tp_btf, raw_tp or tracepoint."""
         kind = self.sections[0].partition("/")[0]
         return _NAMES.get(kind, kind)
 
     def is_called(self, name: str) -> bool:
-        """Whether `--attach NAME` means this way."""
+        """Whether `attach` means this way by a name."""
         return name == self.name or (name == "tracepoint" and self.name in _TRACEPOINTS)
 
     def cannot(self, section: str, btf: kernel.Btf) -> str | None:
@@ -101,13 +101,13 @@ class Use(NamedTuple):
 def narrowed(slots: Sequence[Slot], forced: Sequence[str]) -> list[Slot]:
     """The slots with the forced ways alone, where they have such; then they are required.
 
-    Raises UsageError for a name that no way of any slot has.
+    Raises OptionError for a name that no way of any slot has.
     """
     ways = [way for slot in slots for way in slot.ways]
     for name in forced:
         if not any(way.is_called(name) for way in ways):
             known = ", ".join(dict.fromkeys(way.name for way in ways))
-            raise UsageError(f"--attach: no way '{name}' here; there are: {known}")
+            raise OptionError("attach", f"no way '{name}' here; there are: {known}")
     return [_narrowed(slot, forced) for slot in slots]
 
 
@@ -206,7 +206,7 @@ def exhausted(error: LibbpfError) -> TcpcoreError | None:
     # Before Linux 5.11 (97306be45fbe) maps count as locked memory, and too little of it is EPERM.
     if error.errno == errno.EPERM and any(map(_NO_MAP.search, error.log)):
         remedy = (
-            "no maps: raise 'ulimit -l', or lower --map-size (before Linux 5.11 they count as "
+            "no maps: raise 'ulimit -l', or lower `map_size` (before Linux 5.11 they count as "
             "locked memory), or leave the container that forbids them"
         )
     return TcpcoreError(f"{remedy} ({error})") if remedy else None
@@ -215,7 +215,7 @@ def exhausted(error: LibbpfError) -> TcpcoreError | None:
 _NO_MAP = re.compile(r"map '[^']*': failed to create|Error in bpf_create_map")
 _EXHAUSTED = {
     errno.ENOMEM: "out of memory, or of memory that may be locked: raise 'ulimit -l', or lower "
-    "--map-size or --buffer",
+    "`map_size` or `buffer`",
     errno.EMFILE: "too many files are open in this process: raise 'ulimit -n'",
     errno.ENFILE: "too many files are open on this host: raise fs.file-max (sysctl)",
 }
@@ -225,7 +225,7 @@ def _remedy(errors: Sequence[LibbpfError], btf: Path | None) -> str:
     said = " ".join(line for error in errors for line in (*error.log, str(error)))
     if kernel.no_btf() and "BTF" in said:
         if btf is None:
-            return " (--btf FILE takes BTF of this kernel from a file)"
+            return " (`btf` takes BTF of this kernel from a file)"
         return f" (iter, fentry and tp_btf programs need BTF in the kernel itself, beside {btf})"
     if _lockdown() == "confidentiality":
         return " (kernel lockdown is 'confidentiality', which forbids reading kernel memory)"

@@ -28,8 +28,15 @@ def port(title: str, field: str) -> Column:
     return Column(title, field, 5)
 
 
-# What --wide begins with: room for the whole name of a task.
+# What most tables begin with; with --wide there is room for the whole name of a task.
+OWNER = (pid(), comm(11), IP)
 WIDE_OWNER = (pid(7), comm(16), IP)
+
+
+def source_destination(width: int, *between: Column) -> tuple[Column, ...]:
+    """Both addresses, as the one who connects sees them, with other columns between them."""
+    source, destination = address("SADDR", "laddr", width), address("DADDR", "raddr", width)
+    return (source, *between, destination)
 
 
 def local_remote(width: int) -> tuple[Column, ...]:

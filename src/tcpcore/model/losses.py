@@ -29,12 +29,11 @@ class Losses(NamedTuple):
 def describe(losses: Losses) -> str:
     """One line: how much was lost, why, and what helps."""
     causes = {
-        f"{losses.ring} events found the ring full (a larger --buffer helps)": losses.ring,
-        f"{losses.map} sockets found a map full (a larger --map-size helps)": losses.map,
-        f"{losses.missed} events came while the program ran already": losses.missed,
-        f"{losses.malformed} records could not be decoded": losses.malformed,
-        f"{losses.answers} DNS packets came too fast to be read": losses.answers,
-        f"{losses.output} events had no ring to go to (a CPU that came after the start has none: "
-        "start again)": losses.output,
+        f"{losses.ring} events: buffer full (try a larger `buffer`)": losses.ring,
+        f"{losses.map} sockets: map full (try a larger `map_size`)": losses.map,
+        f"{losses.missed} events: skipped, as the same program was running": losses.missed,
+        f"{losses.malformed} records: not decodable": losses.malformed,
+        f"{losses.answers} DNS packets: not read in time": losses.answers,
+        f"{losses.output} events: their CPU has no buffer, it is new (start again)": losses.output,
     }
     return "lost so far: " + "; ".join(text for text, number in causes.items() if number)

@@ -69,11 +69,13 @@ class Lines:
 class Sweep(NamedTuple):
     """Rows that wait in BPF.
 
-    map: their sockets. section: the program that user space calls for each.
+    map: their sockets. section: the program that user space calls for each. changed: a counter;
+    new rows wait only if it is another one than at the last look.
     """
 
     map: str
     section: str
+    changed: str | None = None
 
 
 # The four kinds of what a tool shows. A tool may have two of them.

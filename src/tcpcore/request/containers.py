@@ -59,8 +59,8 @@ def host_pid(pid: int, namespace: str | None = None, proc: Path = PROC) -> int:
     if own != _HOST and not _shows_host(proc):
         raise OptionError(
             option,
-            "in this pid namespace the host's process ids are not known; use --cgroup "
-            "or --comm, or run tcpcore in the host's (docker run --pid=host, nsenter -t 1 -p)",
+            "in this pid namespace the host's process ids are not known; use `cgroup` "
+            "or `comm`, or run tcpcore in the host's (docker run --pid=host, nsenter -t 1 -p)",
         )
     if namespace is None and own == _HOST:
         return pid

@@ -32,6 +32,9 @@ SLACK_NS = 1_000_000
 """How long a program may take from its time stamp to the ring: events younger than this wait for
 the next batch, since an older one may still come from another CPU."""
 
+LOOK = 50
+"""To look through all sockets for rows that wait takes at most one of so many parts of the time."""
+
 _SEEN = struct.Struct("=Qi4x")  # struct seen: a socket, and its state
 _BEFORE_SEEN = 8  # bytes of struct seen_changes
 _ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
@@ -58,6 +61,8 @@ class Session:
         self._young: list[Record] = []
         self._lost = self._malformed = 0
         self._held = tool.held
+        self._held_before = 0  # what its counter was at the last look
+        self._next_look = 0.0
         self._tables = [(k.lines, k.counts(program)) for k in tool.kinds if isinstance(k, Table)]
         self._measures = [k.measures(program) for k in tool.kinds if isinstance(k, Histograms)]
 
@@ -79,7 +84,7 @@ class Session:
 
         last: everything that there is, also what another CPU may still overtake.
         """
-        self._held = self._sweep(self._held)
+        self._look_for_held(last)
         if last:
             self._sweep(self.tool.pending)
         return self._drain(last)
@@ -117,6 +122,27 @@ class Session:
             if isinstance(kind, Snapshot):
                 self._sweep(kind.rows)
                 yield kind.lines, self._drain(last=True)
+
+    def _look_for_held(self, last: bool) -> None:
+        """Ask for rows that wait, if there may be any; where sockets are many, not on each drain.
+
+        BPF offers a row at the first look and sends it at the second: at the end both are now.
+        """
+        for _ in range(1 + last):
+            begin = time.monotonic()
+            if (begin < self._next_look and not last) or not self._has_new_held():
+                return
+            self._held = self._sweep(self._held)
+            self._next_look = begin + (time.monotonic() - begin) * LOOK
+            if last:
+                time.sleep(2 * SLACK_NS / 1e9)
+
+    def _has_new_held(self) -> bool:
+        if self._held is None or self._held.changed is None:
+            return False
+        before = self._held_before
+        (self._held_before,) = self.program.counters(self._held.changed)
+        return self._held_before != before
 
     def _sweep(self, rows: Sweep | None) -> Sweep | None:
         """Ask BPF for rows that wait there. None when it can't be asked: then such a row comes

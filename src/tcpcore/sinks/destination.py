@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+import re
 import select
 import stat
 import sys
@@ -73,10 +74,14 @@ def _write(fd: int, data: memoryview | bytes) -> int:
 
 
 def tell(message: str) -> None:
-    """A line on standard error. Where that is closed, full or gone, there is nobody to tell."""
+    """A line on standard error. Where that is closed, full or gone, there is nobody to tell.
+
+    Options stand in messages as the Python API has them, as `map_size`: here they are --map-size.
+    """
     if sys.stderr is None:
         return
-    left = (message + "\n").encode(sys.stderr.encoding, "backslashreplace")
+    spelled = re.sub(r"`(\w+)`", lambda match: f"--{match[1].replace('_', '-')}", message)
+    left = (spelled + "\n").encode(sys.stderr.encoding, "backslashreplace")
     with suppress(OSError):
         while left:
             left = left[_write(sys.stderr.fileno(), left) :]

@@ -29,9 +29,7 @@ _WAIT = col.millis("WAIT(ms)", "wait_ns", 8, digits=3)
 _LINES = Lines(
     Event,
     columns=(
-        col.pid(),
-        col.comm(11),
-        col.IP,
+        *col.OWNER,
         col.address("RADDR", "raddr", 15),
         col.port("RPORT", "rport"),
         col.address("LADDR", "laddr", 15),

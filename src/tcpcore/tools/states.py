@@ -58,8 +58,8 @@ TOOL = Tool(
     event=Event,
     kinds=(Stream(_LINES),),
     slots=TRANSITIONS + optional(ACCEPTING),
-    sockets=("sockets", "held"),
-    held=Sweep(map="held", section="raw_tp"),
+    sockets=("sockets",),
+    held=Sweep(map="sockets", section="raw_tp", changed="last_held_ns"),
 )
 
 EXAMPLES = (

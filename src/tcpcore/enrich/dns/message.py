@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tcpcore.errors import UsageError
+from tcpcore.errors import OptionError
 from tcpcore.model import net
 
 try:
     from dnslib import CLASS, QR, QTYPE, RCODE, DNSHeader, DNSQuestion
     from dnslib.label import DNSBuffer, DNSLabel
 except ImportError:
-    raise UsageError("--dns: needs dnslib: pip install 'tcpcore[dns]'") from None
+    raise OptionError("dns", "needs dnslib: pip install 'tcpcore[dns]'") from None
 
 _MAX_CHAIN = 16  # aliases in one message; resolvers follow fewer
 _MAX_NAME = 253  # RFC 1035, 2.3.4: 255 bytes on the wire, two of which are not text

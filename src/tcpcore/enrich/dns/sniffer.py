@@ -106,14 +106,14 @@ def _open(protocol: int) -> socket.socket:
     try:
         opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(protocol))
     except PermissionError:
-        raise PrivilegeError("--dns: needs CAP_NET_RAW to see packets; run it as root") from None
+        raise PrivilegeError("`dns`: needs CAP_NET_RAW to see packets; run it as root") from None
     except OSError as e:
-        raise TcpcoreError(f"--dns: no packet socket: {e.strerror}; leave --dns out") from None
+        raise TcpcoreError(f"`dns`: no packet socket: {e.strerror}; leave `dns` out") from None
     try:
         _set_up(opened)
     except OSError as e:
         opened.close()
-        raise TcpcoreError(f"--dns: no filter for packets: {e.strerror}; leave --dns out") from None
+        raise TcpcoreError(f"`dns`: no filter for packets: {e.strerror}; leave `dns` out") from None
     return opened
 
 

@@ -69,18 +69,13 @@ _QUERY = (Column("QUERY", "query", 0), Column("", "query_age_ns", 0, cells=_ages
 _LINES = Lines(
     Event,
     columns=(
-        col.pid(),
-        col.comm(11),
-        col.IP,
-        col.address("SADDR", "laddr", 15),
-        col.address("DADDR", "raddr", 15),
+        *col.OWNER,
+        *col.source_destination(15),
         *_RESULT,
     ),
     wide=(
         *col.WIDE_OWNER,
-        col.address("SADDR", "laddr", 39),
-        _LPORT,
-        col.address("DADDR", "raddr", 39),
+        *col.source_destination(39, _LPORT),
         *_RESULT,
         col.TID,
         col.UID,
@@ -94,8 +89,8 @@ TOOL = Tool(
     event=Event,
     kinds=(Stream(_LINES),),
     slots=TRANSITIONS + CONNECTING,
-    sockets=("starts",),
-    pending=Sweep(map="starts", section="raw_tp"),
+    sockets=("sockets",),
+    pending=Sweep(map="sockets", section="raw_tp"),
     derive=lambda: nullcontext(_Nameless()),
 )
 

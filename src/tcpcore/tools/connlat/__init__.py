@@ -36,18 +36,13 @@ _END = (
 _LINES = Lines(
     Event,
     columns=(
-        col.pid(),
-        col.comm(11),
-        col.IP,
-        col.address("SADDR", "laddr", 15),
-        col.address("DADDR", "raddr", 15),
+        *col.OWNER,
+        *col.source_destination(15),
         *_END,
     ),
     wide=(
         *col.WIDE_OWNER,
-        col.address("SADDR", "laddr", 39),
-        _LPORT,
-        col.address("DADDR", "raddr", 39),
+        *col.source_destination(39, _LPORT),
         *_END,
         col.UID,
         col.NETNS,
@@ -60,7 +55,7 @@ TOOL = Tool(
     event=Event,
     kinds=(Stream(_LINES),),
     slots=TRANSITIONS + CONNECTING,
-    sockets=("starts",),
+    sockets=("sockets",),
 )
 
 EXAMPLES = (
