@@ -12,8 +12,11 @@ import time
 
 STARTED = time.monotonic()
 
-# ruff: noqa: E402 - the imports are what is measured
-from tcpcore import cli
+# ruff: noqa: E402, I001 - the imports are what is measured
+import gc
+
+gc.disable()  # as the command does
+from tcpcore import cli, options  # noqa: F401 - the command imports it with the tool
 from tcpcore.loader import elf, ffi, object
 from tcpcore.loader.ffi import libbpf
 from tcpcore.sinks.table import Table

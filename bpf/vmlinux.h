@@ -57,12 +57,15 @@ struct pt_regs {
 };
 #endif
 
-#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-
-/* Context of raw tracepoints: the tracepoint's own arguments (include/uapi/linux/bpf.h). */
+/*
+ * Context of raw tracepoints: the tracepoint's own arguments (include/uapi/linux/bpf.h). Not
+ * relocated either: libbpf would look through all of the kernel's types for it.
+ */
 struct bpf_raw_tracepoint_args {
 	__u64 args[0];
 };
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 /* Contexts of the syscalls' classic tracepoints (include/trace/events/syscalls.h). */
 struct trace_event_raw_sys_enter {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tcpcore
-from tcpcore import cli
+from tcpcore import cli, explain
 from tcpcore.explain import _wanted
 from tests.unit.samples import TOOLS, child, python, tcpcore_command
 
@@ -122,7 +122,7 @@ def test_the_exit_code_of_what_typer_does_itself(
     monkeypatch: pytest.MonkeyPatch, given: int | None, code: int
 ) -> None:
     """Completion for a shell that it does not know is a failure."""
-    monkeypatch.setattr(cli, "application", lambda wanted: lambda *words, **options: given)
+    monkeypatch.setattr(explain, "application", lambda wanted: lambda *words, **options: given)
     assert cli._run(["--install-completion"]) == code
 
 
@@ -200,12 +200,6 @@ def test_only_the_tool_that_is_called_is_imported() -> None:
     assert _wanted(["no-such-tool"]) == []
 
 
-def test_the_shell_completes_the_options_of_every_tool() -> None:
-    typed = {"COMP_WORDS": "tcpcore life --al", "COMP_CWORD": "2"}
-    done = child("-m", "tcpcore", _TCPCORE_COMPLETE="complete_bash", **typed)
-    assert done.stdout.split() == ["--all"]
-
-
 SHOW_MODULES = "\nimport sys; print(*sys.modules, file=sys.stderr)"
 
 
@@ -215,20 +209,32 @@ def test_import_tcpcore_alone_loads_nothing() -> None:
     assert not {"rich", "asyncio", "typer", "ctypes", "elftools", "typing"} & set(loaded)
 
 
-def test_starting_a_tool_loads_nothing_heavy() -> None:
-    code = (
+def loaded(*arguments: str, code: int) -> set[str]:
+    """What a command has imported when it ends with this exit code."""
+    done = python(
         "import atexit, sys\n"
         "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
-        "sys.argv = ['tcpcore', 'connlat', '--map-size', '0']\n"
+        f"sys.argv = ['tcpcore', *{arguments!r}]\n"
         "from tcpcore.cli import main\n"
         "main()\n"
     )
-    done = python(code)
-    assert done.returncode == 2 and "--map-size: '0'" in done.stderr
-    loaded = set(done.stderr.split())
-    assert "tcpcore.tools.connlat" in loaded
-    heavy = {"rich.console", "typer.rich_utils", "asyncio", "pydantic"}
-    assert not {*heavy, "tcpcore.tools.states", "tcpcore.request.containers"} & loaded
+    assert done.returncode == code, done.stderr
+    return set(done.stderr.split())
+
+
+def test_starting_a_tool_loads_nothing_heavy() -> None:
+    found = loaded("connlat", "--map-size", "0", code=2)
+    assert "tcpcore.tools.connlat" in found
+    heavy = {"typer", "rich", "asyncio", "pydantic", "elftools", "json", "csv", "socket", "shutil"}
+    own = {"tcpcore.tools.states", "tcpcore.request.containers", "tcpcore.model.histogram"}
+    assert not (heavy | own) & found
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_what_is_about_no_tool_loads_none(option: str) -> None:
+    found = loaded(option, code=0)
+    assert not [name for name in found if name.startswith("tcpcore.tools.")]
+    assert not {"ctypes", "tcpcore.loader", "tcpcore.session"} & found
 
 
 def test_an_unknown_attribute_of_the_package() -> None:

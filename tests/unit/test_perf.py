@@ -257,6 +257,16 @@ def test_waiting_ends_when_a_ring_is_filled(monkeypatch: pytest.MonkeyPatch) -> 
     buffer.wait(3600)
 
 
+def test_waiting_ends_when_something_else_is_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer, _ = FakeLibrary(monkeypatch, FakeRing(256)).open()
+    read, write = os.pipe()
+    buffer.wake_on(read)
+    os.write(write, b"x")
+    buffer.wait(3600)
+    os.close(read)
+    os.close(write)
+
+
 @pytest.mark.parametrize(
     ("count", "watermark"), [(1, 512), (64, 32 << 10), (512, 256 << 10), (1024, 256 << 10)]
 )

@@ -449,6 +449,12 @@ def test_the_second_signal_ends_it_at_once(first: int, second: int) -> None:
     assert (done.stdout, done.returncode) == ("True\n", -second)
 
 
+def test_a_signal_ends_a_wait() -> None:
+    code = SIGNALS.format(numbers=[int(signal.SIGTERM)], before="import select")
+    done = python(f"{code}\nprint(select.select([stop.signalled], [], [], 0)[0] != [])")
+    assert done.stdout == "True\nTrue\n"
+
+
 def test_a_terminal_that_goes_may_say_so_twice() -> None:
     done = after_signals(signal.SIGHUP, signal.SIGHUP)
     assert (done.stdout, done.returncode) == ("True\nTrue\n", 0)
@@ -459,7 +465,7 @@ def test_nohup_is_respected() -> None:
     assert after_signals(signal.SIGHUP, before=ignored).stdout == "False\n"
 
 
-@pytest.mark.parametrize("module", ["enum", "signal", "typer", "tcpcore.tools.connlat"])
+@pytest.mark.parametrize("module", ["enum", "signal", "inspect", "tcpcore.tools.connlat"])
 def test_ctrl_c_while_modules_are_imported_is_quiet(module: str) -> None:
     code = (
         "import os, sys\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from tcpcore.errors import LostError
 from tcpcore.loader import ffi
 from tcpcore.model import fields
 from tcpcore.model.losses import Losses, describe
-from tcpcore.model.tool import Tool
+from tcpcore.model.tool import Histograms, Tool
 from tcpcore.request.request import Request
 from tcpcore.session import loop, privilege
 from tcpcore.session.session import Session, opened
@@ -125,11 +124,19 @@ def _style(tool: Tool, output: Output) -> Style:
         from tcpcore.sinks.csv import Csv
 
         return Csv()
+    draws = any(isinstance(kind, Histograms) for kind in tool.kinds)
     # A pipe has no width, and whoever reads it may know ASCII alone.
-    is_terminal = output.path is None and os.isatty(1)
-    columns = shutil.get_terminal_size().columns if is_terminal else 80
+    is_terminal = draws and output.path is None and os.isatty(1)
     blocks = is_terminal and can_draw_blocks("utf-8")
-    return Text(output.wide, output.timestamp, output.time, columns, blocks)
+    return Text(output.wide, output.timestamp, output.time, _columns(is_terminal), blocks)
+
+
+def _columns(is_terminal: bool) -> int:
+    if not is_terminal:
+        return 80
+    import shutil
+
+    return shutil.get_terminal_size().columns
 
 
 def _explain(session: Session) -> None:
