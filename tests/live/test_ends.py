@@ -220,7 +220,7 @@ def test_no_kernel_btf_and_btf_from_a_file(tmp_path: Path) -> None:
         without = harness.Tracer(tool, hide=hide)
         assert without.wait() == 3 and not without.attached
         (line,) = without.errors()
-        assert "no kernel BTF" in line and "--btf FILE" in line
+        assert "no kernel BTF" in line and "--btf takes" in line
         with tracer(tool, "--json", "--btf", str(copy), hide=hide) as running:
             harness.session()
             assert running.events()

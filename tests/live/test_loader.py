@@ -7,11 +7,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tcpcore import tools
+from tcpcore import api, tools
+from tcpcore.loader import kernel
+from tcpcore.loader.ffi import libbpf
 from tests.live import harness
+from tests.unit.samples import tool as tool_named
 
 TRACING, DEBUG = "/sys/kernel/tracing", "/sys/kernel/debug"
 TRACEPOINT = '"sched", "sched_switch"'  # every kernel with tracepoints has it
@@ -196,3 +200,36 @@ def test_every_tool_works_with_btf_from_a_file(tmp_path: Path) -> None:
     assert refusal.startswith("3 no way to attach on this kernel: ")
     assert "--btf FILE" not in refusal
     assert f"need BTF in the kernel itself, beside {copy}" in refusal
+
+
+@pytest.mark.parametrize("tool", tools.names())
+def test_a_start_reads_the_kernels_btf_once_at_most(
+    tool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes 10 ms, and libbpf does it for itself, too. Only fentry programs ask for it."""
+    read: list[Any] = []
+    load = libbpf().btf__load_vmlinux_btf
+
+    def counted() -> Any:
+        read.append(load())
+        return read[-1]
+
+    monkeypatch.setattr(libbpf(), "btf__load_vmlinux_btf", counted)
+    with api.trace(tool, map_size=64):
+        pass
+    assert len(read) <= (0 if kernel._forbids_fentry() else 1)
+
+
+@pytest.mark.parametrize("tool", tools.names())
+def test_only_maps_in_use_have_room(tool: str) -> None:
+    """The kernel sets up every entry when it makes a hash: a millisecond for 10,000."""
+    with api.trace(tool) as events:
+        program = events._session.program
+        large = {name for name in program._maps if entries(program.map(name).fd) > 8192}
+    assert large <= {*tool_named(tool).sockets, "calls"}  # that one has a thread each
+
+
+def entries(descriptor: int) -> int:
+    lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    (number,) = (line.split()[1] for line in lines if line.startswith("max_entries:"))
+    return int(number)
