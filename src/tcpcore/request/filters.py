@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tcpcore.errors import OptionError
 from tcpcore.loader import Slot
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv6Network
 
 
-@dataclass(frozen=True)
-class Filters:
+class Filters(NamedTuple):
     """Only sockets that match. Empty: no such filter.
 
     pid, uid: numbers. comm: task names. family: AF_INET, AF_INET6 or 0. lport, rport: ports.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tcpcore.loader import RingSize
 
@@ -19,8 +19,7 @@ def default_buffer() -> int:
     return max(512 << 10, min(2 << 20, (32 << 20) // cpus))
 
 
-@dataclass(frozen=True)
-class Machinery:
+class Machinery(NamedTuple):
     """How to trace.
 
     buffer: bytes per CPU; None: the default, or as much of it as the kernel gives. map_size:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from tcpcore.errors import OptionError
 from tcpcore.request import places, values
@@ -69,13 +69,12 @@ class Limits:
     interval: float | None = None
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """filters: which sockets. limits: when to stop. machinery: how to trace."""
 
-    filters: Filters = field(default_factory=Filters)
+    filters: Filters = Filters()
     limits: Limits = Limits()
-    machinery: Machinery = field(default_factory=Machinery)
+    machinery: Machinery = Machinery()
 
 
 def request(options: Mapping[str, Any]) -> Request:
