@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tcpcore.errors import OptionError
 from tcpcore.loader.perf import Record
 from tcpcore.model.losses import Losses
-from tcpcore.model.tool import Table, Tool
+from tcpcore.model.tool import Tool
 from tcpcore.request.request import Limits
 from tcpcore.session.session import Session
 from tcpcore.sinks.sink import Sink
@@ -18,8 +18,7 @@ LOSS_PERIOD = 1.0  # seconds between two looks at the loss counters
 
 def check(tool: Tool, limits: Limits) -> None:
     """Raises OptionError for a limit that the tool does not know."""
-    in_kernel = (isinstance(kind, Table) and not kind.is_fed for kind in tool.kinds)
-    if limits.count is not None and all(in_kernel):
+    if limits.count is not None and len(tool.counted) == len(tool.kinds):
         problem = "this is counted in the kernel, where no number ends it; a duration does"
         raise OptionError("count", problem)
 

@@ -190,7 +190,7 @@ def opened(tool: Tool, request: Request) -> Iterator[Session]:
     settings = Settings(
         rodata={**filters.rodata(), **tool.rodata},
         map_entries=dict.fromkeys(tool.sockets, machinery.sockets),
-        aggregates=dict.fromkeys(tool.aggregates, machinery.keys),
+        aggregates=dict.fromkeys((each.aggregate for each in tool.counted), machinery.keys),
         called=tool.called,
         attach=machinery.attach,
         btf=machinery.btf,
