@@ -136,7 +136,7 @@ def printed(checkout: Path, net: harness.Net, *arguments: str) -> list[str]:
 
 
 @pytest.mark.live
-@pytest.mark.parametrize(("command", "shown"), PRINTED)
+@pytest.mark.parametrize(("command", "shown"), PRINTED, ids=dict(PRINTED))
 def test_they_print_what_the_walk_shows(
     checkout: Path, kernel: None, net: harness.Net, command: str, shown: str
 ) -> None:
