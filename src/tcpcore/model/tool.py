@@ -23,9 +23,9 @@ Records = Sequence[Record]
 
 
 class Derive(Protocol):
-    """Adds what is not of the kernel to each record of a batch, behind its other fields.
+    """Appends fields that do not come from the kernel to each record of a batch.
 
-    lost: how many sources of it could not be read so far.
+    lost: how many of its sources, such as DNS packets, could not be read so far.
     """
 
     def __call__(self, records: list[Record]) -> list[Record]: ...
@@ -67,7 +67,7 @@ class Lines:
 
 
 class Sweep(NamedTuple):
-    """Rows that wait in BPF.
+    """Rows that BPF sends only when user space asks for them.
 
     map: their sockets. section: the program that user space calls for each. changed: a counter;
     new rows wait only if it is another one than at the last look.

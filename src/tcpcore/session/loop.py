@@ -24,7 +24,7 @@ def check(tool: Tool, limits: Limits) -> None:
 
 
 class Loop:
-    """Drives a session, and hands what it gives to a sink. is_stopped: somebody wants the end.
+    """Drives a session, and hands what it gives to a sink. is_stopped: whether it shall end now.
 
     A caller with a loop of its own calls step(wait=False) when fileno() is readable, and every
     PERIOD. losses: what was told so far.
@@ -55,9 +55,8 @@ class Loop:
             self.step()
 
     def step(self, wait: bool = True) -> None:
-        """What came within a PERIOD, or now: with wait=False. At the end everything that is left.
-
-        Nothing once it is over.
+        """Hand on what comes within a PERIOD, or with wait=False what is there now. At the end
+        everything that is left is handed on; from then on this does nothing.
         """
         if self.is_over:
             return
@@ -95,7 +94,7 @@ class Loop:
                 self._sink.report(lines, records)
 
     def tell_losses(self) -> None:
-        """If there are more than were told."""
+        """To the sink, if there are more than it was told of."""
         losses = self._session.losses()
         if losses != self.losses:
             self.losses = losses

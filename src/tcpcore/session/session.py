@@ -82,7 +82,7 @@ class Session:
     def read(self, last: bool = False) -> list[Record]:
         """Raw records in time order, none older than those of the call before.
 
-        last: everything that there is, also what another CPU may still overtake.
+        last: also the youngest ones, although an older one may still come from another CPU.
         """
         self._look_for_held(last)
         if last:

@@ -37,7 +37,7 @@ class Event(ConnectionEvent):
 
 
 class _Nameless:
-    """What stands in for the names without --dns."""
+    """Without --dns there are no names."""
 
     def __call__(self, records: list[Record]) -> list[Record]:
         return [(*record, None, None) for record in records]
