@@ -11,8 +11,7 @@ import pytest
 
 from tcpcore.loader.aggregate import Counters
 from tcpcore.model import fields
-from tcpcore.model.counted import Rows
-from tcpcore.model.report import MOST_ROWS
+from tcpcore.model.report import MOST_ROWS, Rows
 from tcpcore.sinks.csv import Cells
 from tcpcore.sinks.form import Form
 from tcpcore.sinks.ndjson import Objects

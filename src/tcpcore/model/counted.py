@@ -6,23 +6,17 @@ its fields are blank: KeyAddress shows `other`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from tcpcore.loader import Attached
-from tcpcore.loader.aggregate import Counters
-from tcpcore.loader.perf import Record
-from tcpcore.model import fields
-from tcpcore.model.histogram import Histogram
-from tcpcore.model.report import MOST_ROWS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from tcpcore.model.report import Distributions, Rows
 
-@dataclass(frozen=True)
-class Counted:
+
+class Counted(NamedTuple):
     """Rows of a table.
 
     aggregate: its name in C. key: the mirror of `struct <struct>`, the aggregate's key. The table's
@@ -34,11 +28,12 @@ class Counted:
     struct: str
 
     def __call__(self, program: Attached) -> Rows:
+        from tcpcore.model.report import Rows
+
         return Rows(self.key, program.aggregates[self.aggregate].take)
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """Histograms, whose values in C are a `struct histogram`.
 
     measure, unit: as in Histogram. aggregate, key, struct: as in Counted. Without a key there is
@@ -52,60 +47,6 @@ class Measured:
     struct: str = ""
 
     def __call__(self, program: Attached) -> Distributions:
+        from tcpcore.model.report import Distributions
+
         return Distributions(self, program.aggregates[self.aggregate].take)
-
-
-class Rows:
-    """A table's Counts: the rows since the last call, those with the highest first counter on top.
-
-    One row at the end has what found no room, and what would make the report too long.
-    """
-
-    def __init__(self, key: type[DataclassInstance], take: Callable[[], Counters]) -> None:
-        self._take = take
-        self._layout, self._blank = fields.layout(key), _blank(key)
-
-    def add(self, records: Sequence[Record]) -> None:
-        """The kernel counts."""
-
-    def take(self) -> list[Record]:
-        new = self._take()
-        no_room = new.pop(bytes(self._layout.size), None)
-        rows = [(self._layout.event.unpack(key), counters) for key, counters in new.items()]
-        rows.sort(key=lambda row: (-row[1][0], row[0]))
-        shown = [(*key, *counters) for key, counters in rows[:MOST_ROWS]]
-        rest = [counters for _, counters in rows[MOST_ROWS:]] + ([no_room] if no_room else [])
-        return [*shown, (*self._blank, *map(sum, zip(*rest, strict=True)))] if rest else shown
-
-
-class Distributions:
-    """A tool's Measures: the histograms since the last call, those with the most values first.
-
-    The last one has what found no room.
-    """
-
-    def __init__(self, of: Measured, take: Callable[[], Counters]) -> None:
-        self._of, self._take = of, take
-
-    def take(self) -> list[Histogram]:
-        found = [(any(key), self._histogram(key, *of)) for key, of in self._take().items()]
-        found.sort(key=lambda each: (not each[0], -each[1].count))
-        return [histogram for _, histogram in found]
-
-    def _histogram(self, key: bytes, *counters: int) -> Histogram:
-        """counters: those of struct histogram, the sum behind the slots."""
-        *slots, total = counters
-        counts = {slot: count for slot, count in enumerate(slots) if count}
-        return Histogram(self._of.measure, self._of.unit, self._key(key), counts, total)
-
-    def _key(self, data: bytes) -> dict[str, Any] | None:
-        key = self._of.key
-        if key is None:
-            return None
-        raw = fields.layout(key).event.unpack(data) if any(data) else _blank(key)
-        kinds = fields.kinds(key).items()
-        return {name: kind.value(one) for (name, kind), one in zip(kinds, raw, strict=True)}
-
-
-def _blank(key: type[DataclassInstance]) -> Record:
-    return tuple(b"" if kind.code.endswith("s") else 0 for kind in fields.kinds(key).values())

@@ -12,10 +12,11 @@ from tcpcore.loader.perf import Record
 from tcpcore.model.counted import Counted, Measured
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.fields import Convert
-from tcpcore.model.histogram import Histogram
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from tcpcore.model.histogram import Histogram
 
 Rodata = dict[str, int | bytes]
 """Values of read-only variables by name."""
