@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+from tcpcore import tools
+
 Act = Callable[[socket.socket, socket.socket], object]
 """What is done with the client's and the server's end of an open connection."""
 
@@ -20,7 +22,9 @@ def nothing(client: socket.socket, accepted: socket.socket) -> None:
 @dataclass(frozen=True)
 class Facts:
     """header: of the table; scripts cut columns by their place. fields: of JSON, without those that
-    every tool has.
+    every event has. A tool of histograms has neither.
+
+    Of a tool with a stream:
 
     Rows of one connection over loopback, both ends together: reset, closed: with an owner, if it
     ends by RST or in order. ownerless: before anybody accepts it. listener: of the listening
@@ -32,10 +36,10 @@ class Facts:
     provoke: on the open connection, what makes the tool show it.
     """
 
-    header: str
-    fields: frozenset[str]
-    reset: int
-    closed: int
+    header: str = ""
+    fields: frozenset[str] = frozenset()
+    reset: int = 0
+    closed: int = 0
     ownerless: int = 0
     listener: int = 0
     queued: int = 0
@@ -46,3 +50,9 @@ class Facts:
 def of(tool: str) -> Facts:
     """A tool's facts. No default: without them nothing would test it."""
     return cast(Facts, importlib.import_module(f"tests.live.test_{tool}").FACTS)
+
+
+def streams() -> list[str]:
+    """The tools that show events. All filters are tried on them: they are the same in all tools."""
+    made = {name: importlib.import_module(f"tcpcore.tools.{name}").TOOL for name in tools.names()}
+    return [name for name, tool in made.items() if tool.stream]

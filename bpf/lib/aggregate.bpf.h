@@ -55,6 +55,13 @@ static __always_inline void *counters_of(void *aggregate, const void *key, const
 	return bpf_map_lookup_elem(map, key);
 }
 
+/* The same, where `key` finds no room among the rest: then it is all zeros. */
+#define counters_or_rest(aggregate, key, none)                                                     \
+	(counters_of(aggregate, key, none) ?: ({                                                   \
+		__builtin_memset(key, 0, sizeof(*(key)));                                          \
+		counters_of(aggregate, key, none);                                                 \
+	}))
+
 /*
  * Atomic, although no other CPU adds here: an interrupt may come between load and store, and bring a
  * program that adds to the same counter. So may another task since Linux 7.0 (a46023d5616e), where

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Slots of a histogram whose buckets double in width. */
+/* Histograms whose buckets double in width. */
 #ifndef TCPCORE_HISTOGRAM_BPF_H
 #define TCPCORE_HISTOGRAM_BPF_H
 
-#include "vmlinux.h"
-#include <bpf/bpf_helpers.h>
+#include "lib/aggregate.bpf.h"
 
 #define HISTOGRAM_SLOTS 64
 
@@ -25,6 +24,21 @@ static __always_inline __u32 log2_slot(__u64 value)
 	 */
 	barrier_var(slot);
 	return slot & (HISTOGRAM_SLOTS - 1);
+}
+
+/* A value of an aggregate. Mirror: Measured in src/tcpcore/model/counted.py. */
+struct histogram {
+	__u64 slots[HISTOGRAM_SLOTS];
+	__u64 sum;
+};
+
+/* What a new key begins with: too large for the stack. */
+static const struct histogram no_values;
+
+static __always_inline void measure(struct histogram *histogram, __u64 value)
+{
+	add(&histogram->slots[log2_slot(value)], 1);
+	add(&histogram->sum, value);
 }
 
 #endif /* TCPCORE_HISTOGRAM_BPF_H */

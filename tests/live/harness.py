@@ -433,6 +433,18 @@ def every(nth: int) -> str:
     return f"numgen inc mod {nth} == {nth - 1}"
 
 
+def lose_a_segment(here: Namespace, there: Namespace) -> None:
+    """A connection from here to there, whose first segment with data has to be sent again."""
+    with there.entered(), listener(there.address) as server:
+        with here.entered():
+            client = connect(*server.getsockname())
+        with client, server.accept()[0] as accepted:
+            with lossy(first(1)):
+                client.sendall(b"x" * 500)
+                assert len(accepted.recv(500, socket.MSG_WAITALL)) == 500
+            reset(client)
+
+
 @contextlib.contextmanager
 def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
     """Two namespaces joined by a veth pair, gone afterwards."""

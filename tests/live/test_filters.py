@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from tcpcore.tools import names
 from tests import facts
 from tests.facts import Act, nothing
 from tests.live import harness
@@ -361,7 +360,7 @@ def misfits(cgroups: tuple[Path, Path], elsewhere: Namespace, act: Act) -> None:
     meet("")
 
 
-@pytest.mark.parametrize("tool", names())
+@pytest.mark.parametrize("tool", facts.streams())
 def test_each_filter_alone_keeps_a_connection_out(tool: str, net: Net) -> None:
     """Both ends of a connection fail, since ports and addresses are those of either."""
     here, there = net
@@ -384,7 +383,7 @@ def test_each_filter_alone_keeps_a_connection_out(tool: str, net: Net) -> None:
     assert {(e["pid"], e["uid"], e["comm"]) for e in events} == {(made.pid, 65534, "fitting")}
 
 
-@pytest.mark.parametrize("tool", names())
+@pytest.mark.parametrize("tool", facts.streams())
 def test_netns_tells_equal_connections_apart(tool: str, net: Net) -> None:
     """They exist at the same time."""
     here, there = net
@@ -412,7 +411,7 @@ def owner(event: Event) -> tuple[int | None, int, int | None]:
     return event["pid"], event["netns"], event.get("cgroup_id")
 
 
-@pytest.mark.parametrize("tool", names())
+@pytest.mark.parametrize("tool", facts.streams())
 def test_a_container(tool: str) -> None:
     """However it is named: its connections are shown and none of the host's."""
     shown = facts.of(tool)

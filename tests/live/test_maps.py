@@ -8,14 +8,14 @@ from contextlib import ExitStack
 
 import pytest
 
-from tcpcore import api, tools
+from tcpcore import api
 from tests import facts
 from tests.facts import Act
 from tests.live import harness
 from tests.live.harness import Namespace, Net, Tracer, tracer
 from tests.unit.samples import tool as tool_named
 
-TOOLS = tools.names()
+TOOLS = facts.streams()
 KEEPERS = [name for name in TOOLS if tool_named(name).sockets]
 FILTERS = [(), ("-D", "1"), ("-p", "1"), ("--comm", "nobody")][: 1 if harness.EMULATED else None]
 

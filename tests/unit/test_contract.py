@@ -5,19 +5,23 @@ from __future__ import annotations
 import ast
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from graphlib import TopologicalSorter
 from ipaddress import IPv6Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from tcpcore.loader import ObjectFile, Slot, Way
+from tcpcore.loader import ObjectFile, Slot, Way, aggregate
+from tcpcore.loader.elf import Struct
 from tcpcore.loader.object import encode
 from tcpcore.model import fields
-from tcpcore.model.tool import Tool
+from tcpcore.model.counted import Counted, Measured
+from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.tool import Histograms, Table, Tool
 from tcpcore.request.filters import Filters
 from tcpcore.request.values import MAX_TARGETS
 from tests.unit.samples import PACKAGE, ROOT, TOOLS, all_lines, tool, with_each_flag
@@ -58,32 +62,60 @@ def test_no_source_without_a_tool() -> None:
 
 
 def test_the_event_mirrors_the_c_struct(built: Built) -> None:
-    """Name, offset and size of every field; only `pad` is C's own."""
     name, file = built
-    event = tool(name).event
-    there = file.struct(tool(name).struct)
-    end, mirror = 0, {}
+    for event, there in mirrors(tool(name), file):
+        assert mirror(event) == [member for member in there.members.items() if member[0] != "pad"]
+        assert fields.layout(event).size == there.size
+
+
+def mirrors(of: Tool, file: ObjectFile) -> Iterator[tuple[type[Any], Struct]]:
+    """What mirrors a C struct, and the struct."""
+    if of.event is not ConnectionEvent:
+        yield of.event, file.struct(of.struct)
+    for source in with_options(of.name).counted:
+        if source.key:
+            yield source.key, file.struct(source.struct)
+
+
+def mirror(event: type[Any]) -> list[tuple[str, tuple[int, int]]]:
+    """Name, offset and size of every field; only `pad` is C's own."""
+    end, found = 0, []
     for field, kind in fields.kinds(event).items():
         if kind.code:  # else a Derive adds it
             size = struct.calcsize("=" + kind.code)
             offset = end if kind.code.endswith("s") else -(-end // size) * size
-            mirror[field] = (offset, size)
+            found.append((field, (offset, size)))
             end = offset + size
-    there.members.pop("pad", None)
-    assert list(there.members.items()) == list(mirror.items())
-    assert fields.layout(event).size == there.size
-    assert next(iter(mirror)) == "ts_ns"
+    return found
 
 
 def test_no_implicit_padding(built: Built) -> None:
-    """What the compiler puts between fields is not zeroed: kernel memory would leak."""
+    """What the compiler puts between fields is not zeroed: kernel memory would leak, and keys that
+    are the same would differ."""
     name, file = built
-    there = file.struct(tool(name).struct)
-    end = 0
-    for offset, size in there.members.values():
-        assert offset == end
-        end += size
-    assert end == there.size
+    for _, there in mirrors(tool(name), file):
+        end = 0
+        for offset, size in there.members.values():
+            assert offset == end
+            end += size
+        assert end == there.size
+
+
+def test_counters_mirror_the_c_struct(built: Built) -> None:
+    name, file = built
+    kinds = with_options(name).kinds
+    tables = [
+        (k, k.counts) for k in kinds if isinstance(k, Table) and isinstance(k.counts, Counted)
+    ]
+    for table, source in tables:
+        counters = list(fields.kinds(table.lines.row))[len(fields.kinds(source.key)) :]
+        assert issubclass(table.lines.row, source.key)
+        assert file.struct(f"{source.struct}_count").members == {
+            name: (8 * i, 8) for i, name in enumerate(counters)
+        }
+    for kind in kinds:
+        if isinstance(kind, Histograms) and isinstance(kind.measures, Measured):
+            assert file.struct("histogram").size == 8 * (64 + 1)
 
 
 def ways(slots: Iterable[Slot]) -> list[Way]:
@@ -97,9 +129,18 @@ def sections(slots: Iterable[Slot]) -> list[str]:
 
 def test_every_program_is_in_a_slot_and_the_other_way_round(built: Built) -> None:
     name, file = built
-    named = sections((*tool(name).slots, *EVERYTHING.slots()))
-    assert {*named, *with_options(name).called} == set(file.programs)
+    slots = (*tool(name).slots, *EVERYTHING.slots())
+    assert {*sections(slots), *with_options(name).called} == set(file.programs)
+    # In its own slot a program may be in several ways, which differ in what the kernel passes it.
+    named = [section for slot in slots for section in set(sections([slot]))]
     assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_ways_with_the_same_programs_tell_them_apart(name: str) -> None:
+    for slot in tool(name).slots:
+        told = [(way.sections, tuple(sorted(way.rodata.items()))) for way in slot.ways]
+        assert len(told) == len(set(told))
 
 
 @pytest.mark.parametrize("name", TOOLS)
@@ -117,7 +158,8 @@ def test_what_ends_an_entry_is_attached_first(name: str) -> None:
     """Else an entry whose end nobody saw would stay, and the next socket there inherit it."""
     order = sections(tool(name).slots)
     hooks = list(dict.fromkeys(section.partition("/")[2] for section in order))
-    assert hooks[:2] == ["tcp_destroy_sock", "inet_sock_set_state"]
+    first = [hook for hook in ("tcp_destroy_sock", "inet_sock_set_state") if hook in hooks]
+    assert hooks[: len(first)] == first
     for begin, end in ENDS.items():
         for section in order:
             ending = section.replace(begin, end)
@@ -171,7 +213,9 @@ def with_options(name: str) -> Tool:
 def test_the_maps_that_python_names_exist(built: Built) -> None:
     name, file = built
     swept = {sweep.map for sweep in with_options(name).sweeps}
-    named = {*tool(name).sockets, *swept, *EVERYTHING.pins(), "events"}
+    counting = {each.aggregate for each in with_options(name).counted}
+    counting |= {one for each in counting for one in aggregate.maps(each)}
+    named = {*tool(name).sockets, *swept, *counting, *EVERYTHING.pins(), "events"}
     assert named <= set(file.variables(".maps"))
 
 

@@ -7,15 +7,26 @@ import importlib
 import pytest
 
 from bench import tools
+from tcpcore.sinks.form import HEAD, order
+from tcpcore.sinks.table import Table
 from tests import facts
-from tests.unit.samples import TOOLS, tool
+from tests.unit.samples import TOOLS, all_lines, tool
 
 
 @pytest.mark.parametrize("name", TOOLS)
 def test_it_has_live_tests_with_facts(name: str) -> None:
     shown = facts.of(name)
-    assert shown.reset + shown.closed, "provoke makes the tool show the connection"
+    if tool(name).stream:
+        assert shown.reset + shown.closed, "provoke makes the tool show the connection"
     assert not shown.queued + shown.kept or tool(name).sockets
+
+
+def test_a_report_is_as_its_facts_say() -> None:
+    """tests/unit/test_output.py has the tools with streams."""
+    for name in {*TOOLS} - {*facts.streams()}:
+        reports = all_lines(name)[:1]
+        assert [facts.of(name).header + "\n"] * len(reports) == [Table(x).header() for x in reports]
+        assert facts.of(name).fields == {one for each in reports for one in order(each)} - {*HEAD}
 
 
 @pytest.mark.parametrize("name", TOOLS)

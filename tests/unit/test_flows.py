@@ -5,21 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tcpcore.loader import aggregate
 from tcpcore.loader.aggregate import Counters
-from tcpcore.model.report import MOST_ROWS
+from tcpcore.model import fields
+from tcpcore.model.report import MOST_ROWS, Rows
 from tcpcore.sinks.csv import Cells
 from tcpcore.sinks.form import Form
 from tcpcore.sinks.ndjson import Objects
-from tcpcore.sinks.table import Table
-from tcpcore.tools.connect.flows import FLOW, REST, Flows, lines
-from tests.unit.samples import ARCHITECTURES, address, object_file
+from tcpcore.sinks.table import Table as Text
+from tcpcore.tools.connect.flows import Key, table
+from tests.unit.samples import address
 
+KEY = fields.layout(Key)
+REST = bytes(KEY.size)
 HERE, THERE, LOOP = address("192.0.2.1"), address("198.51.100.7"), address("::1")
 
 
@@ -28,7 +29,7 @@ class Counted(Counters):
 
     def count(self, laddr: bytes, raddr: bytes, port: int, times: int, **more: Any) -> None:
         family = more.get("family", 2)
-        key = FLOW.pack(laddr, raddr, 4026531840, more.get("lport", 0), port, family)
+        key = KEY.event.pack(laddr, raddr, 4026531840, more.get("lport", 0), port, family)
         connects, failed = self.get(key, (0, 0))
         self[key] = connects + times, failed + more.get("failed", 0)
 
@@ -44,10 +45,10 @@ class Report:
     def __init__(
         self, counted: Counted, style: str, lports: bool = False, wide: bool = False
     ) -> None:
-        self._flows = Flows(counted.take)
-        rows = lines(lports)
+        self._flows = Rows(Key, counted.take)
+        rows = table(lports).lines
         forms: dict[str, Form] = {
-            "table": Table(rows, wide),
+            "table": Text(rows, wide),
             "json": Objects("connect", rows),
             "csv": Cells(rows),
         }
@@ -67,23 +68,6 @@ def counted() -> Counted:
     found.count(HERE, THERE, 443, 7)
     found.count(LOOP, LOOP, 80, 1, family=10)
     return found
-
-
-@pytest.fixture(params=ARCHITECTURES)
-def architecture(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
-
-
-def test_key_and_value_mirror_the_c_structs(architecture: str) -> None:
-    file = object_file("connect", architecture)
-    key, value = file.struct("flow"), file.struct("flow_count")
-    names = ("laddr", "raddr", "netns", "lport", "rport", "family", "pad")
-    sizes = (16, 16, 4, 2, 2, 2, 6)
-    assert tuple(key.members) == names
-    assert tuple(size for _, size in key.members.values()) == sizes
-    assert key.size == FLOW.size == sum(sizes)
-    assert (tuple(value.members), value.size) == (("connects", "failed"), 16)
-    assert {"flows", *aggregate.maps("flows")} <= set(file.variables(".maps"))
 
 
 def test_the_most_come_first(counted: Counted) -> None:

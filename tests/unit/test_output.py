@@ -19,7 +19,7 @@ from tcpcore.sinks.csv import Csv, csv_lines
 from tcpcore.sinks.ndjson import Json
 from tcpcore.sinks.table import Text
 from tests import facts
-from tests.unit.samples import TOOLS, address, as_csv, as_json, as_table, comm, event, tool
+from tests.unit.samples import address, as_csv, as_json, as_table, comm, event, tool
 
 LONGEST = "2001:1db8:1111:2222:3333:4444:5555:6666"  # 39 characters
 
@@ -39,7 +39,7 @@ NASTY = (
 )
 
 
-@pytest.fixture(params=TOOLS)
+@pytest.fixture(params=facts.streams())
 def each(request: pytest.FixtureRequest) -> Tool:
     return tool(request.param)
 

@@ -18,6 +18,8 @@ import pytest
 
 from tcpcore.errors import LostError, OptionError, TcpcoreError
 from tcpcore.model import fields
+from tcpcore.model.counted import Counted, Measured
+from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.histogram import Histogram
 from tcpcore.model.losses import Losses, describe
 from tcpcore.model.tool import Histograms, Lines, Records, Snapshot, Sweep, Table
@@ -279,11 +281,15 @@ def test_each_style_shows_each_kind(clock: Clock) -> None:
 
 
 def test_what_the_kernel_counts_has_no_number_of_events(clock: Clock) -> None:
-    in_kernel = replace(CONNLAT, kinds=(TABLE._replace(is_fed=False),))
-    loop.check(in_kernel, Limits(duration=1))
+    counted = Table(TABLE.lines, Counted("numbers", ConnectionEvent, struct="number"))
+    measured = Histograms(Measured("times", "time"))
     loop.check(replace(CONNLAT, kinds=(TABLE,)), Limits(count=1))
-    with pytest.raises(OptionError, match="count: this is counted in the kernel"):
-        loop.check(in_kernel, Limits(count=1))
+    loop.check(replace(CONNLAT, kinds=(TABLE, measured)), Limits(count=1))
+    for kind in (counted, measured):
+        in_kernel = replace(CONNLAT, kinds=(kind,))
+        loop.check(in_kernel, Limits(duration=1))
+        with pytest.raises(OptionError, match="count: this is counted in the kernel"):
+            loop.check(in_kernel, Limits(count=1))
 
 
 def test_losses_are_told_each_time_they_grow(

@@ -47,8 +47,8 @@ def text(value: Any) -> str:
 class Kind(NamedTuple):
     """code: of the struct module. value: from C to Python; None is unknown. text: of a value.
 
-    few: the values repeat, so that what is made of them is worth remembering. secret: not for
-    everybody who may read the output's folder.
+    few: the values repeat, so that their conversions are cached. secret: a file with such values is
+    for its owner alone.
     """
 
     code: str
@@ -102,7 +102,7 @@ Pointer = Annotated[str, Kind("Q", lambda raw: f"{raw:x}", secret=True)]
 kernel: kptr_restrict, Documentation/admin-guide/sysctl/kernel.rst."""
 Pid = Annotated[int | None, Kind("I", _or_none)]
 Port = Annotated[int | None, Kind("H", _or_none, text=lambda port: str(port or 0))]
-"""None is 0 in C: no port yet, or none at all, as the peer's of a listener; 0 in text, as ever."""
+"""0 in C is None: no port yet, or none at all, as a listener has no peer. Text shows 0."""
 Address = Annotated[str, Kind("16s", net.address_text)]
 Comm = Annotated[str | None, Kind("16s", _comm)]
 Family = Annotated[str, Kind("H", lambda raw: net.FAMILIES.get(raw, str(raw)))]
@@ -127,7 +127,7 @@ OTHER = "other"
 Count = Annotated[int, Kind("Q", _same, few=False)]
 KeyFamily = Annotated[str | None, Kind("H", net.FAMILIES.get)]
 KeyAddress = Annotated[str, Kind("16s", lambda raw: net.address_text(raw) if raw else OTHER)]
-"""In a report the address by which rows are told apart; no bytes in the row of the rest."""
+"""The address of a row in a report. The row of the rest has none (no bytes), and shows `other`."""
 KeyHost = Annotated[str | None, Kind("16s", lambda raw: net.address_text(raw) if raw else None)]
 KeyNetns = Annotated[int | None, Kind("I", _or_none)]
 Name = Annotated[str | None, Kind("", _same)]

@@ -35,7 +35,7 @@ ACCEPTING = (
     ),
 )
 
-# What refuses a connect before TCP hears of it, and IPv6, which a kernel may lack.
+# Functions that may refuse a connect before TCP hears of it. A kernel may lack those of IPv6.
 _EARLY = ("security_socket_connect", "tcp_v4_pre_connect", "tcp_v6_pre_connect")
 # The address has a type of its own since Linux 6.19.
 _SOCK_ADDRESS = (
@@ -52,7 +52,7 @@ _CONNECT_TYPES = {
 _HOOKED = {"connect_is_hooked": 1}
 
 # Of connecting.bpf.h: the start of a connect, and the errors that it returns at once. Without it a
-# connect begins with SYN_SENT. Its end is the state change everywhere: it knows the result.
+# connect begins with SYN_SENT. It always ends with a state change, which knows the result.
 CONNECTING = (
     Slot(
         "connect()",
@@ -87,5 +87,5 @@ THREAD_EXITS = Slot("thread exits", (Way(("raw_tp/sched_process_exit",)),))
 
 
 def optional(slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
-    """The slots for a tool that gets along without them."""
+    """The same slots, for a tool that works without them."""
     return tuple(slot._replace(required=False) for slot in slots)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tcpcore.loader import Attached, Slot
 from tcpcore.loader.perf import Record
+from tcpcore.model.counted import Counted, Measured
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.fields import Convert
 
@@ -23,9 +24,9 @@ Records = Sequence[Record]
 
 
 class Derive(Protocol):
-    """Adds what is not of the kernel to each record of a batch, behind its other fields.
+    """Appends fields that do not come from the kernel to each record of a batch.
 
-    lost: how many sources of it could not be read so far.
+    lost: how many of its sources, such as DNS packets, could not be read so far.
     """
 
     def __call__(self, records: list[Record]) -> list[Record]: ...
@@ -67,7 +68,7 @@ class Lines:
 
 
 class Sweep(NamedTuple):
-    """Rows that wait in BPF.
+    """Rows that BPF sends only when user space asks for them.
 
     map: their sockets. section: the program that user space calls for each. changed: a counter;
     new rows wait only if it is another one than at the last look.
@@ -98,13 +99,11 @@ class Counts(Protocol):
 class Table(NamedTuple):
     """Counters by key: a block for each --interval, and one at the end.
 
-    counts: made with the trace. is_fed: with the tool's events; else they are counted in the
-    kernel, which sends none.
+    counts: made with the trace. Counted: in the kernel, which sends no events then.
     """
 
     lines: Lines
-    counts: Callable[[Attached], Counts]
-    is_fed: bool = True
+    counts: Counted | Callable[[Attached], Counts]
 
 
 class Measures(Protocol):
@@ -116,10 +115,10 @@ class Measures(Protocol):
 class Histograms(NamedTuple):
     """Log2 buckets by key: a block for each --interval, and one at the end.
 
-    measures: made with the trace.
+    measures: made with the trace. Measured: in the kernel.
     """
 
-    measures: Callable[[Attached], Measures]
+    measures: Measured | Callable[[Attached], Measures]
 
 
 class Snapshot(NamedTuple):
@@ -136,20 +135,18 @@ Kind = Stream | Table | Histograms | Snapshot
 class Tool:
     """A tool, with the options of its own applied.
 
-    event: the mirror of the C struct `<name>_event`, whose first field is ts_ns. kinds: what it
-    shows. slots: what it has to see, attached in their order. sockets: the maps that --map-size
-    sizes, one entry a socket. aggregates: what it counts in; --map-size sizes them, too. rodata: of
-    the tool's own options. held: rows that wait until their tuple is complete, asked for on each
-    drain. pending: rows asked for at the end. seed: a BPF iterator that runs once after the attach.
-    derive: opened with the trace.
+    kinds: what it shows. slots: what it has to see, attached in their order. event: the mirror of
+    the C struct `<name>_event`; a tool that sends no events has none. sockets: the maps that
+    --map-size sizes, one entry a socket. rodata: of the tool's own options. held: rows that wait
+    until their tuple is complete, asked for on each drain. pending: rows asked for at the end.
+    seed: a BPF iterator that runs once after the attach. derive: opened with the trace.
     """
 
     name: str
-    event: type[ConnectionEvent]
     kinds: tuple[Kind, ...]
     slots: tuple[Slot, ...]
+    event: type[ConnectionEvent] = ConnectionEvent
     sockets: tuple[str, ...] = ()
-    aggregates: tuple[str, ...] = ()
     rodata: Rodata = field(default_factory=dict)
     held: Sweep | None = None
     pending: Sweep | None = None
@@ -166,6 +163,12 @@ class Tool:
         return next((kind for kind in self.kinds if isinstance(kind, Stream)), None)
 
     @property
+    def counted(self) -> tuple[Counted | Measured, ...]:
+        """What the kernel counts, each in an aggregate."""
+        sources = (_source(kind) for kind in self.kinds)
+        return tuple(source for source in sources if isinstance(source, Counted | Measured))
+
+    @property
     def sweeps(self) -> tuple[Sweep, ...]:
         """All rows that wait in BPF."""
         snapshots = (kind.rows for kind in self.kinds if isinstance(kind, Snapshot))
@@ -176,3 +179,10 @@ class Tool:
         """The programs that user space runs, by section."""
         sections = dict.fromkeys(rows.section for rows in self.sweeps)
         return (*sections, *([self.seed] if self.seed else []))
+
+
+def _source(kind: Kind) -> object:
+    """Where its rows come from, apart from the tool's events."""
+    if isinstance(kind, Table):
+        return kind.counts
+    return kind.measures if isinstance(kind, Histograms) else None

@@ -1,7 +1,7 @@
 """Containers, from what the kernel and the runtimes leave in files; no runtime is asked.
 
 A container's cgroup carries its id in its name. Names stand in the runtimes' own state files. Those
-in users' homes are read by root, and may be anything: a FIFO, a link, a device, a lie.
+in users' homes are read by root, and may be anything: a FIFO, a link, a device, made-up text.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def host_pid(pid: int, namespace: str | None = None, proc: Path = PROC) -> int:
 
 
 def _shows_host(proc: Path) -> bool:
-    """Whether it is the host's /proc: that of a pid namespace shows what is in it or below."""
+    """Whether it is the host's /proc. That of another pid namespace shows none of the host's."""
     return any(_link(process) == _HOST for process in proc.iterdir() if process.name.isdigit())
 
 
 def outer_pid(option: str, namespace: str, pid: int, proc: Path = PROC) -> int:
-    """The pid out here of the process that has `pid` in a pid namespace.
+    """The pid, as we see it, of the process that has `pid` in a pid namespace.
 
     namespace: the pid of a process in it, or its inode. Raises OptionError.
     """
@@ -123,7 +123,7 @@ class _Container(NamedTuple):
 
 
 _Names = dict[tuple[str, int | None], set[str]]
-"""By id and user, as those of a user's files are for containers of that user alone."""
+"""By container id and user: what a user's files say counts for that user's containers alone."""
 
 
 def cgroup(option: str, text: str, hierarchy: Path | None = None, root: Path = Path("/")) -> Path:
@@ -154,7 +154,7 @@ def _nothing_runs() -> str:
 def _running(hierarchy: Path) -> list[_Container]:
     """All containers; the outermost cgroup where a runtime nests several.
 
-    A user may make a cgroup of any name: one with the id of a container of the system's is none.
+    A user may give a cgroup any name: one with the id of a system's container does not count.
     """
     found = []
     for folder, below, _ in os.walk(hierarchy):
@@ -175,7 +175,7 @@ def _user(path: Path) -> int | None:
 def _matching(text: str, running: Sequence[_Container], names: _Names) -> list[_Container]:
     """As Docker does: an id, then a name, then the begin of an id.
 
-    What a user calls a container does not hide another whose id begins like that.
+    A name that a user gave hides no other container whose id begins with the same text.
     """
     exact = [one for one in running if one.key == text]
     named = [one for one in running if text in names.get(one[:2], ())]
@@ -249,7 +249,7 @@ def _state(paths: Iterable[Path]) -> Iterator[tuple[Path, Any, int]]:
 def _read(path: Path) -> tuple[bytes, int]:
     """The content and the owner of a regular file; OSError, ValueError where it is no such file.
 
-    Neither a FIFO nor a device keeps us (O_NONBLOCK), and no link leads elsewhere (O_NOFOLLOW).
+    O_NONBLOCK: neither a FIFO nor a device makes us wait. O_NOFOLLOW: no link leads us elsewhere.
     """
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())

@@ -37,7 +37,7 @@ def namespace(option: str, text: str) -> int:
 
 def _network_namespace(path: Path) -> int | None:
     """The inode of a network namespace; None if the file is anything else (ioctl_nsfs(2))."""
-    # Nothing but namespaces is on that device: no fifo and no tape drive is opened.
+    # Only namespaces are on that device: open() meets no FIFO that blocks and no tape that winds.
     if path.stat().st_dev != Path("/proc/self/ns/net").stat().st_dev:
         return None
     with path.open("rb") as file:

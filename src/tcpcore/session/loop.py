@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tcpcore.errors import OptionError
 from tcpcore.loader.perf import Record
 from tcpcore.model.losses import Losses
-from tcpcore.model.tool import Table, Tool
+from tcpcore.model.tool import Tool
 from tcpcore.request.request import Limits
 from tcpcore.session.session import Session
 from tcpcore.sinks.sink import Sink
@@ -18,14 +18,13 @@ LOSS_PERIOD = 1.0  # seconds between two looks at the loss counters
 
 def check(tool: Tool, limits: Limits) -> None:
     """Raises OptionError for a limit that the tool does not know."""
-    in_kernel = (isinstance(kind, Table) and not kind.is_fed for kind in tool.kinds)
-    if limits.count is not None and all(in_kernel):
+    if limits.count is not None and len(tool.counted) == len(tool.kinds):
         problem = "this is counted in the kernel, where no number ends it; a duration does"
         raise OptionError("count", problem)
 
 
 class Loop:
-    """Drives a session, and hands what it gives to a sink. is_stopped: somebody wants the end.
+    """Drives a session, and hands what it gives to a sink. is_stopped: whether it shall end now.
 
     A caller with a loop of its own calls step(wait=False) when fileno() is readable, and every
     PERIOD. losses: what was told so far.
@@ -56,9 +55,8 @@ class Loop:
             self.step()
 
     def step(self, wait: bool = True) -> None:
-        """What came within a PERIOD, or now: with wait=False. At the end everything that is left.
-
-        Nothing once it is over.
+        """Hand on what comes within a PERIOD, or with wait=False what is there now. At the end
+        everything that is left is handed on; from then on this does nothing.
         """
         if self.is_over:
             return
@@ -96,7 +94,7 @@ class Loop:
                 self._sink.report(lines, records)
 
     def tell_losses(self) -> None:
-        """If there are more than were told."""
+        """To the sink, if there are more than it was told of."""
         losses = self._session.losses()
         if losses != self.losses:
             self.losses = losses

@@ -71,7 +71,7 @@ def _become(user: int, group: int) -> None:
         os.setgroups([])
     with suppress(OSError):
         os.setresgid(group, group, group)
-    libc().prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)  # _needed() chooses
+    libc().prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)  # for now: _needed() says which go
     with suppress(OSError):
         os.setresuid(user, user, user)
     libc().prctl(_PR_SET_KEEPCAPS, 0, 0, 0, 0)
@@ -115,7 +115,7 @@ def _permitted() -> int:
 
 
 def _set_capabilities(effective: int, permitted: int) -> None:
-    """None is inheritable. Never fails: both are among the permitted ones."""
+    """Sets both, and none inheritable. It cannot fail: only permitted ones are asked for."""
     low = (1 << 32) - 1
     sets = _CapData(effective & low, permitted & low, 0, effective >> 32, permitted >> 32, 0)
     libc().capset(ctypes.byref(_CapHeader(_CAPABILITY_VERSION_3)), sets)

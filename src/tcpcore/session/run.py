@@ -27,7 +27,7 @@ from tcpcore.sinks.table import Text
 
 
 class Output(NamedTuple):
-    """What only a command line has.
+    """Options that only the command line has.
 
     style: "table", "json" or "csv". wide, timestamp, time: of the table. path: of a file, instead
     of standard output. fail_on_loss: losses are an error. keep_privileges: give up nothing after
@@ -79,12 +79,13 @@ def run(tool: Tool, request: Request, output: Output) -> None:
     style = _style(tool, output)  # before the first event: stamps count from here
     with opened(tool, request) as session, _destination(tool, output, stop) as destination:
         printer = _Telling(tool, style, destination.write)
-        # Behind the last file that the caller's rights have to open.
+        # From here on no file is opened that takes the caller's rights.
         if not output.keep_privileges:
             privilege.drop(session.losses)
         if output.verbose:
             _explain(session)
-        # What start-up made stays: the collector need not look at it after each few records.
+        # What start-up made lives as long as the trace: the garbage collector need not look at it
+        # again and again.
         gc.freeze()
         gc.set_threshold(100_000)
         gc.enable()
@@ -95,7 +96,7 @@ def run(tool: Tool, request: Request, output: Output) -> None:
 
 
 class _Telling(Printer):
-    """On a terminal losses are told beside the rows."""
+    """Tells losses on standard error as well."""
 
     def losses(self, losses: Losses) -> None:
         tell(f"tcpcore: {describe(losses)}")
@@ -106,7 +107,7 @@ class _Telling(Printer):
 def _print(
     session: Session, request: Request, printer: Printer, destination: Destination, stop: Stop
 ) -> Losses:
-    """Until it is time to stop, or the reader has gone; what was lost."""
+    """Runs until it is time to stop, or the reader has gone. Returns what was lost."""
     at_work = loop.Loop(session, printer, request.limits, lambda: stop.wanted or destination.gone())
     with suppress(BrokenPipeError):
         printer.begin()

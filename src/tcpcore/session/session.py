@@ -82,7 +82,7 @@ class Session:
     def read(self, last: bool = False) -> list[Record]:
         """Raw records in time order, none older than those of the call before.
 
-        last: everything that there is, also what another CPU may still overtake.
+        last: also the youngest ones, although an older one may still come from another CPU.
         """
         self._look_for_held(last)
         if last:
@@ -190,7 +190,7 @@ def opened(tool: Tool, request: Request) -> Iterator[Session]:
     settings = Settings(
         rodata={**filters.rodata(), **tool.rodata},
         map_entries=dict.fromkeys(tool.sockets, machinery.sockets),
-        aggregates=dict.fromkeys(tool.aggregates, machinery.keys),
+        aggregates=dict.fromkeys((each.aggregate for each in tool.counted), machinery.keys),
         called=tool.called,
         attach=machinery.attach,
         btf=machinery.btf,

@@ -18,7 +18,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Cells:
-    """The rows of one kind."""
+    """Rows as lines of CSV."""
 
     def __init__(self, lines: Lines) -> None:
         kinds = fields.kinds(lines.row)
@@ -47,7 +47,8 @@ class Cells:
 
 
 def _quoted(kind: fields.Kind) -> Callable[[Any], str]:
-    """A value as one cell, quoted where RFC 4180 wants it; the csv module is slow, so not twice."""
+    """A value as one cell, quoted where RFC 4180 wants it. The csv module is slow: its results are
+    cached where values repeat, and numbers do without it."""
     value = kind.value
     if kind.few:
         return lambda raw: csv_lines([(value(raw), "")]).removesuffix(",\n")
@@ -62,10 +63,9 @@ def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _inert(cell: Any) -> Any:
-    """A text that spreadsheets would take for a formula, with an apostrophe before it.
+    """An apostrophe before a text that a spreadsheet would take for a formula. Numbers stay.
 
-    Whoever may name a task or a host must not run something where the file is opened:
-    CWE-1236. Numbers stay.
+    Else whoever names a task or a host could run something where the file is opened: CWE-1236.
     """
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 

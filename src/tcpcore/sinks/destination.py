@@ -25,7 +25,7 @@ _LOOK = 0.05  # seconds between two looks for the reader of a FIFO
 
 
 class Destination:
-    """An open descriptor. name: in messages. encoding: what it lacks is escaped, not an error."""
+    """An open descriptor. name: in messages. Characters that the encoding lacks are escaped."""
 
     def __init__(self, fd: int, name: str, encoding: str = "utf-8") -> None:
         self._fd, self._name = fd, name
@@ -51,9 +51,9 @@ class Destination:
             raise TcpcoreError(f"{self._name}: {e.strerror} (lines not written: {lines})") from None
 
     def gone(self) -> bool:
-        """Whether the reader of a pipe has gone, who may get no further event that would tell.
+        """Whether the reader of a pipe has gone. A write would tell, but a quiet host has none.
 
-        Raises TcpcoreError for a terminal that has: unlike `| head`, it was not done.
+        Raises TcpcoreError when a terminal has gone: unlike `| head`, it had not read enough.
         """
         if not self._poll.poll(0):
             return False
@@ -165,7 +165,7 @@ def _callers() -> set[int]:
 
 
 def _prepare(fd: int, secret: bool) -> None:
-    """Empty, and closed to others also if it was there before."""
+    """Empties a regular file. A secret one is closed to others, also if it was there before."""
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         return
     os.ftruncate(fd, 0)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tcpcore.model.histogram import Histogram
 
 HEAD = ("ts_ns", "pid", "comm", "uid", "netns", "family", "laddr", "lport", "raddr", "rport")
-"""The fields of every event in JSON and CSV, in their order, behind `time`."""
+"""The fields that come first in JSON and CSV, in their order, behind `time`; events have all."""
 
 
 class Form(Protocol):
@@ -40,10 +40,9 @@ def cells(
 
 
 def order(lines: Lines) -> list[str]:
-    """The fields of JSON and CSV: those that every event has first."""
+    """The fields of JSON and CSV: those that other rows have, too, come first."""
     names = list(fields.kinds(lines.row))
-    head = [name for name in HEAD if is_event(lines)]
-    return [*head, *(name for name in names if name not in head)]
+    return [*(name for name in HEAD if name in names), *(x for x in names if x not in HEAD)]
 
 
 def is_event(lines: Lines) -> bool:

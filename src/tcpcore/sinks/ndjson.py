@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Objects:
-    """The rows of one kind. tool: its name."""
+    """Rows as JSON objects. tool: its name."""
 
     def __init__(self, tool: str, lines: Lines) -> None:
         kinds = fields.kinds(lines.row)

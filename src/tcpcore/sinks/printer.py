@@ -23,7 +23,7 @@ class Printer:
         self._forms = {lines: style.form(lines) for lines in shown}
 
     def begin(self) -> None:
-        """What comes before all else."""
+        """The header of a stream."""
         if self._stream:
             self._write(self._forms[self._stream].header())
 
@@ -32,7 +32,7 @@ class Printer:
 
     def report(self, lines: Lines, records: Records) -> None:
         form = self._forms[lines]
-        # More rows of a stream need no header of their own.
+        # A snapshot of the stream's own rows needs no second header.
         self._write(form.rows(records) if lines is self._stream else form.block(records))
 
     def histograms(self, found: Sequence[Histogram]) -> None:

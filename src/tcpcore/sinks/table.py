@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Table:
-    """The rows of one kind. stamps: columns before all others, of events only."""
+    """Rows as an aligned table. stamps: columns before all others, for events only."""
 
     def __init__(self, lines: Lines, wide: bool = False, stamps: Sequence[Column] = ()) -> None:
         before = stamps if form.is_event(lines) else ()

@@ -62,7 +62,7 @@ class Names:
         return (name, age) if age <= _STALE_NS else None
 
     def _asked(self, question: str, at_ns: int) -> str:
-        """What the process asked for, if this question is the resolver's, for an alias of that."""
+        """The name that a process asked for; the resolver may now ask for an alias of it."""
         seen, name = self._aliases.get(question.lower(), (at_ns, question))
         return name if at_ns - seen <= _ALIAS_NS else question
 
@@ -87,7 +87,7 @@ class Namer:
         )
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        # Also where there are no records: the sockets take few packets.
+        # Also when there are no records: the sockets have room for few packets.
         for message, seen in self._sniffer.read():
             self._names.learn(message, seen)
         return [(*record, *self._query(record)) for record in records]

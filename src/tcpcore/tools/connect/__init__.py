@@ -18,7 +18,7 @@ from tcpcore.model import fields
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.option import Option
 from tcpcore.model.slots import CONNECTING, TRANSITIONS
-from tcpcore.model.tool import Column, Derive, Lines, Stream, Sweep, Table, Tool
+from tcpcore.model.tool import Column, Derive, Lines, Stream, Sweep, Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Event(ConnectionEvent):
 
 
 class _Nameless:
-    """What stands in for the names without --dns."""
+    """Without --dns there are no names."""
 
     def __call__(self, records: list[Record]) -> list[Record]:
         return [(*record, None, None) for record in records]
@@ -131,11 +131,10 @@ def tool(
 
 
 def _counting(lports: bool) -> Tool:
-    from tcpcore.tools.connect.flows import counted, lines
+    from tcpcore.tools.connect.flows import table
 
     return replace(
         TOOL,
-        kinds=(Table(lines(lports), counted, is_fed=False),),
+        kinds=(table(lports),),
         rodata={"count_flows": True, "count_lports": lports},
-        aggregates=("flows",),
     )

@@ -1,0 +1,52 @@
+"""Tables and histograms that the kernel counts: the aggregates of bpf/lib/aggregate.bpf.h.
+
+The key of zeros has what found no room there. In a row of a table, and in the key of a histogram,
+its fields are blank: KeyAddress shows `other`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from tcpcore.loader import Attached
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from tcpcore.model.report import Distributions, Rows
+
+
+class Counted(NamedTuple):
+    """Rows of a table.
+
+    aggregate: its name in C. key: the mirror of `struct <struct>`, the aggregate's key. The table's
+    row is a subclass of key, with a field for each counter of the value, `struct <struct>_count`.
+    """
+
+    aggregate: str
+    key: type[DataclassInstance]
+    struct: str
+
+    def __call__(self, program: Attached) -> Rows:
+        from tcpcore.model.report import Rows
+
+        return Rows(self.key, program.aggregates[self.aggregate].take)
+
+
+class Measured(NamedTuple):
+    """Histograms, whose values in C are a `struct histogram`.
+
+    measure, unit: as in Histogram. aggregate, key, struct: as in Counted. Without a key there is
+    one histogram, which BPF counts under the key of zeros.
+    """
+
+    aggregate: str
+    measure: str
+    unit: str = ""
+    key: type[DataclassInstance] | None = None
+    struct: str = ""
+
+    def __call__(self, program: Attached) -> Distributions:
+        from tcpcore.model.report import Distributions
+
+        return Distributions(self, program.aggregates[self.aggregate].take)
