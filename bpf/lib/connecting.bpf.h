@@ -79,7 +79,7 @@ enum peer { PEER_OF_SOCKET, PEER_OF_CALL };
 static __always_inline bool read_result(struct conn *conn, struct sock *sk,
 					const struct conn *start, enum peer peer, const bool direct)
 {
-	if (!read_conn(conn, sk, direct))
+	if (!common_conn(conn, sk, direct))
 		return false;
 	/* It may fail before it has a port, and then has that of the time before. */
 	if (!conn->lport)
@@ -159,7 +159,7 @@ static __always_inline bool enter(struct sock *sk, const void *uaddr, enum memor
 		return false;
 	if (memory == KERNEL_MEMORY && !may_want_endpoints(&start.conn))
 		return true;
-	if (want_netns(netns_of(sk)))
+	if (want_netns(common_netns(sk)))
 		begin(sk, &start, MAP_FULL_IS_LOSS, direct);
 	return true;
 }
@@ -190,7 +190,7 @@ static __always_inline void sent(struct sock *sk, const bool direct)
 	}
 	known = find(sk);
 	if ((known && known->part.caller == current_thread()) ||
-	    !read_conn(&start.conn, sk, direct))
+	    !common_conn(&start.conn, sk, direct))
 		return;
 	begin(sk, &start, connect_is_hooked ? MAP_FULL_COUNTED : MAP_FULL_IS_LOSS, direct);
 }

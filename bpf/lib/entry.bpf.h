@@ -135,7 +135,7 @@ static __always_inline void own_accepted(struct sock *sk, struct entry *unseen, 
 	entry = find(sk);
 	if (entry) {
 		own(&owner, entry, sk, ROLE_PASSIVE, direct);
-	} else if (read_conn(&unseen->conn, sk, direct) && want_conn(&unseen->conn)) {
+	} else if (common_conn(&unseen->conn, sk, direct) && want_conn(&unseen->conn)) {
 		own(&owner, unseen, sk, ROLE_PASSIVE, direct);
 		follow(sk, unseen);
 	}

@@ -256,14 +256,14 @@ static __always_inline enum tuple read_tuple(struct conn *conn, struct sock *sk,
 {
 	bool complete;
 
-	if (!read_endpoints(conn, sk, direct))
+	if (!common_endpoints(conn, sk, direct))
 		return TUPLE_REJECTED;
 	if (state == TCP_CLOSE && !conn->lport)
 		conn->lport = read_closed_lport(sk);
 	complete = state == TCP_CLOSE || is_complete(conn, state);
 	if (complete ? !want_endpoints(conn) : !may_want_endpoints(conn))
 		return TUPLE_REJECTED;
-	conn->netns = netns_of(sk);
+	conn->netns = common_netns(sk);
 	if (!want_netns(conn->netns))
 		return TUPLE_REJECTED;
 	return complete ? TUPLE_WANTED : TUPLE_INCOMPLETE;

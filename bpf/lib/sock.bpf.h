@@ -86,7 +86,7 @@ static __always_inline void read_ipv6_addresses(struct conn *conn, struct sock *
  * Pointers are not loaded directly: for each such load the verifier searches all of the kernel's
  * types by name (btf_nested_type_is_trusted), which took two thirds of a load.
  */
-static __always_inline __u32 netns_of(struct sock *sk)
+static __always_inline __u32 common_netns(struct sock *sk)
 {
 	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 }
@@ -102,10 +102,10 @@ static __always_inline struct socket *socket_of(struct sock *sk)
  * IPv4 nor IPv6. A v4-mapped peer is IPv4. A closing socket may have given its port back already
  * (inet_put_port): then lport is 0.
  *
- * It reads struct sock_common alone, which request sockets (NEW_SYN_RECV) and time-wait sockets
- * have as well. All other functions here and in owner.bpf.h are for full sockets.
+ * Functions whose name begins with common_ read struct sock_common alone, which request sockets
+ * (NEW_SYN_RECV) and time-wait sockets have as well. All others, and the owner, are for full sockets.
  */
-static __always_inline bool read_endpoints(struct conn *conn, struct sock *sk, const bool direct)
+static __always_inline bool common_endpoints(struct conn *conn, struct sock *sk, const bool direct)
 {
 	conn->family = sk_read(sk, __sk_common.skc_family, direct);
 	conn->lport = sk_read(sk, __sk_common.skc_num, direct);
@@ -123,10 +123,10 @@ static __always_inline bool read_endpoints(struct conn *conn, struct sock *sk, c
 	return conn->family == AF_INET || conn->family == AF_INET6;
 }
 
-static __always_inline bool read_conn(struct conn *conn, struct sock *sk, const bool direct)
+static __always_inline bool common_conn(struct conn *conn, struct sock *sk, const bool direct)
 {
-	conn->netns = netns_of(sk);
-	return read_endpoints(conn, sk, direct);
+	conn->netns = common_netns(sk);
+	return common_endpoints(conn, sk, direct);
 }
 
 /*
@@ -142,7 +142,7 @@ static __always_inline __u16 read_closed_lport(struct sock *sk)
 /* The tuple of a socket that is closed, or may be, with the port it had. */
 static __always_inline bool read_closed_conn(struct conn *conn, struct sock *sk, const bool direct)
 {
-	if (!read_conn(conn, sk, direct))
+	if (!common_conn(conn, sk, direct))
 		return false;
 	if (!conn->lport)
 		conn->lport = read_closed_lport(sk);
