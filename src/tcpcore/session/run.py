@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -128,7 +129,7 @@ def _style(tool: Tool, output: Output) -> Style:
     draws = any(isinstance(kind, Histograms) for kind in tool.kinds)
     # A pipe has no width, and whoever reads it may know ASCII alone.
     is_terminal = draws and output.path is None and os.isatty(1)
-    blocks = is_terminal and can_draw_blocks("utf-8")
+    blocks = is_terminal and can_draw_blocks(sys.stdout.encoding)
     return Text(output.wide, output.timestamp, output.time, _columns(is_terminal), blocks)
 
 
