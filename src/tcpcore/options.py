@@ -6,6 +6,7 @@ all right is read here: typer's import alone would take a third of a start.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,7 +193,8 @@ class Command:
             run(self.module.tool(**own), common.request(), common.shown())
         except OptionError as e:
             spelled = {p.name: p.spelled for p in self.parameters.values()}
-            raise UsageError(f"{spelled.get(e.name, e.name)}: {e.problem}") from None
+            problem = re.sub(r"`(\w+)`", lambda match: spelled.get(match[1], match[0]), e.problem)
+            raise UsageError(f"{spelled.get(e.name, e.name)}: {problem}") from None
 
     def read(self, words: Sequence[str]) -> dict[str, Any] | None:
         """The values that a command line gives; None where it has anything but `--name VALUE`,

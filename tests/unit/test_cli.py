@@ -252,7 +252,7 @@ def test_a_tools_own_name_for_an_option_wins() -> None:
 
 
 def test_names_and_counts_do_not_go_together() -> None:
-    assert "tcpcore: --dns: there are no names" in one_line(
+    assert "tcpcore: --dns: there are no names with --count" in one_line(
         unprivileged("connect", "-c", "--dns"), 2
     )
 

@@ -116,7 +116,7 @@ def tool(
     were asked for. show_uid, show_lport: one more column each; with by_flow the local port is
     counted apart."""
     if by_flow and dns:
-        raise OptionError("dns", "there are no names where connects are counted per flow")
+        raise OptionError("dns", "there are no names with `by_flow`, which counts")
     if by_flow:
         return _counting(show_lport)
     columns, wide = _LINES.columns, _LINES.wide
