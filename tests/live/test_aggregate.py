@@ -92,6 +92,7 @@ def counting_on_all_cpus(program: Attached, most: int) -> Iterator[None]:
         assert codes == [0] * len(children)
 
 
+@pytest.mark.each_variant
 def test_the_reports_add_up(program: Attached) -> None:
     """To what BPF added, for each number: nothing is lost, nothing comes twice."""
     of = program.aggregates["numbers"]
@@ -178,6 +179,7 @@ def test_many_keys_take_several_batches(path: Path, monkeypatch: pytest.MonkeyPa
     assert counted == dict.fromkeys(range(1, NUMBERS + 1), ROUNDS // NUMBERS)
 
 
+@pytest.mark.each_variant
 def test_reports_go_on_when_the_rights_are_gone(path: Path) -> None:
     """With no more than reading a map takes: CAP_BPF before Linux 5.19, nothing since."""
 
