@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tcpcore.errors import LibbpfError, TcpcoreError
-from tcpcore.loader import Attached, Settings, Slot, Way, aggregate, attached, ffi
+from tcpcore.loader import Attached, Settings, Slot, Way, aggregate, attached, ffi, map
 from tcpcore.loader.aggregate import Aggregate, Counters
 from tcpcore.loader.ffi import libbpf
 from tcpcore.session import privilege
@@ -170,8 +170,8 @@ def test_without_batches_it_is_the_same(
 
 
 def test_many_keys_take_several_batches(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aggregate, "_BATCH", 0)
-    monkeypatch.setattr(aggregate, "_FEWEST", 16)
+    monkeypatch.setattr(map, "_BATCH", 0)
+    monkeypatch.setattr(map, "_FEWEST", 16)
     monkeypatch.setattr(aggregate, "_read_each", None)
     with loaded(path) as program:
         program.call(CALLED, NUMBERS, False)

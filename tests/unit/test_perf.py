@@ -268,7 +268,7 @@ def test_waiting_ends_when_something_else_is_readable(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("count", "watermark"), [(1, 512), (64, 32 << 10), (512, 256 << 10), (1024, 256 << 10)]
+    ("count", "watermark"), [(1, 512), (64, 32 << 10), (128, 64 << 10), (1024, 64 << 10)]
 )
 def test_the_rings_are_opened_with_these_attributes(
     monkeypatch: pytest.MonkeyPatch, count: int, watermark: int

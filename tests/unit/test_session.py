@@ -52,7 +52,7 @@ class FakeProgram:
     def map(self, name: str) -> Any:
         if name == "seen_changes":
             return SimpleNamespace(get_of_each_cpu=lambda key: self.seen)
-        return SimpleNamespace(keys=lambda: iter(self.keys[name]))
+        return SimpleNamespace(all_keys=lambda: self.keys[name])
 
     def call(self, section: str, key: int) -> None:
         if self.refuses_calls:
@@ -154,7 +154,7 @@ def test_a_look_that_takes_long_is_rare(clock: list[float]) -> None:
         yield KEY
 
     at_work = trace(program, SWEEPING)
-    program.map = lambda name: SimpleNamespace(keys=keys)  # type: ignore[method-assign]
+    program.map = lambda name: SimpleNamespace(all_keys=keys)  # type: ignore[method-assign]
     looks = 0
     for i in range(100):
         program.counts["last_held_ns"] = i + 1

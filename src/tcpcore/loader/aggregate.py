@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import struct
 from collections.abc import Iterator
 
@@ -16,8 +15,6 @@ Counters = dict[bytes, tuple[int, ...]]
 """By key: for each counter of the value the sum of all CPUs. Keys with zeros alone are left out."""
 
 _ONLY = bytes(4)  # the key of the array's one place
-_BATCH = 1 << 20  # bytes of keys and values that are read at a time
-_FEWEST = 64  # entries of a batch; those of one hash bucket have to fit
 
 
 def maps(name: str) -> tuple[str, str]:
@@ -68,7 +65,7 @@ def _value_size(of: Map) -> int:
 def _take_all(of: Map) -> Counters:
     """Read first, whole: what was read stays in the map until the kernel takes it out below."""
     try:
-        entries = dict(_read_batches(of))
+        entries = dict(of.batches(_value_size(of)))
     except LibbpfError:  # whatever it is: if it is more than that, the plain calls say so as well
         entries = dict(_read_each(of))
     _delete(of, list(entries))
@@ -79,34 +76,6 @@ def _take_all(of: Map) -> Counters:
 def _sums(values: bytes, counters: int) -> tuple[int, ...]:
     numbers = struct.unpack(f"={len(values) // 8}Q", values)
     return tuple(sum(numbers[i::counters]) for i in range(counters))
-
-
-def _read_batches(of: Map) -> Iterator[tuple[bytes, bytes]]:
-    key_size, value_size = of.key_size, _value_size(of)
-    most = max(_FEWEST, _BATCH // (key_size + value_size))
-    keys = ctypes.create_string_buffer(key_size * most)
-    values = ctypes.create_string_buffer(value_size * most)
-    place, before, is_last = ctypes.c_uint32(), None, False
-    while not is_last:
-        count = ctypes.c_uint32(most)
-        try:
-            libbpf().bpf_map_lookup_batch(
-                of.fd, before, ctypes.byref(place), keys, values, ctypes.byref(count), None
-            )
-        except LibbpfError as e:
-            if e.errno != errno.ENOENT:
-                raise
-            is_last = True  # ENOENT comes with the last entries
-        before = ctypes.byref(place)
-        yield from zip(
-            _split(keys.raw, key_size, count.value),
-            _split(values.raw, value_size, count.value),
-            strict=True,
-        )
-
-
-def _split(data: bytes, size: int, count: int) -> Iterator[bytes]:
-    return (data[i : i + size] for i in range(0, size * count, size))
 
 
 def _read_each(of: Map) -> Iterator[tuple[bytes, bytes]]:

@@ -10,6 +10,9 @@ from tcpcore.errors import LibbpfError
 from tcpcore.loader.ffi import libbpf
 from tcpcore.loader.lifetime import Lifetime
 
+_BATCH = 1 << 20  # bytes of keys and values that are read at a time
+_FEWEST = 64  # entries of a batch; those of one hash bucket have to fit
+
 
 class Map:
     """A loaded map; sizes in bytes. bpf(2).
@@ -61,3 +64,48 @@ class Map:
                 raise
             key = following.raw
             yield key
+
+    def batches(self, value_size: int) -> Iterator[tuple[bytes, bytes]]:
+        """Every key and value, in few calls (BPF_MAP_LOOKUP_BATCH, Linux 5.6).
+
+        Keys that come or go meanwhile do not make it begin again, as they do for keys().
+        value_size: as system calls see it, that of a per-CPU map being one behind the other.
+        """
+        most = max(_FEWEST, _BATCH // (self.key_size + value_size))
+        keys = ctypes.create_string_buffer(self.key_size * most)
+        values = ctypes.create_string_buffer(value_size * most)
+        place, before, is_last = ctypes.c_uint32(), None, False
+        while not is_last:
+            count = ctypes.c_uint32(most)
+            try:
+                with self._life:
+                    libbpf().bpf_map_lookup_batch(
+                        self.fd,
+                        before,
+                        ctypes.byref(place),
+                        keys,
+                        values,
+                        ctypes.byref(count),
+                        None,
+                    )
+            except LibbpfError as e:
+                if e.errno != errno.ENOENT:
+                    raise
+                is_last = True  # ENOENT comes with the last entries
+            before = ctypes.byref(place)
+            yield from zip(
+                _split(keys.raw, self.key_size, count.value),
+                _split(values.raw, value_size, count.value),
+                strict=True,
+            )
+
+    def all_keys(self) -> list[bytes]:
+        """Those that are there now; one by one where the kernel takes no batches."""
+        try:
+            return [key for key, _ in self.batches(self.value_size)]
+        except LibbpfError:
+            return list(self.keys())
+
+
+def _split(data: bytes, size: int, count: int) -> Iterator[bytes]:
+    return (data[i : i + size] for i in range(0, size * count, size))

@@ -267,7 +267,7 @@ def _open(map_fd: int, count: int) -> ffi.RingsHandle:
         sample_period=1,
         flags=_ATTR_WATERMARK,
         # At half the ring a busy host overtakes the reader; beyond 64 KiB nothing is saved.
-        wakeup_watermark=min(count * mmap.PAGESIZE // 8, 256 << 10),
+        wakeup_watermark=min(count * mmap.PAGESIZE // 8, 64 << 10),
     )
     handle: ffi.RingsHandle = libbpf().perf_buffer__new_raw(
         map_fd, count, attributes, _UNUSED, None, None

@@ -150,7 +150,7 @@ class Session:
         if rows is None:
             return None
         try:
-            for key in list(self.program.map(rows.map).keys()):
+            for key in self.program.map(rows.map).all_keys():
                 self.program.call(rows.section, int.from_bytes(key, "little"))
         except LibbpfError:
             return None
