@@ -7,7 +7,6 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -123,20 +122,9 @@ def test_a_child_leaves_its_parents_trace_alone() -> None:
         assert not events.losses()
 
 
-@contextlib.contextmanager
-def on_one_cpu() -> Iterator[int]:
-    before = os.sched_getaffinity(0)
-    cpu = min(before)
-    os.sched_setaffinity(0, {cpu})
-    try:
-        yield cpu
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 def test_an_event_without_a_ring_is_not_told_as_a_full_one() -> None:
     """So it is on a CPU that came after the start: no ring stands in its place in the map."""
-    with tcpcore.trace("connlat", **mine()) as events, on_one_cpu() as cpu:
+    with tcpcore.trace("connlat", **mine()) as events, harness.on_one_cpu() as cpu:
         rings = events._session.program.map("events")
         libbpf().bpf_map_delete_elem(rings.fd, struct.pack("=I", cpu))
         ports(5)

@@ -127,7 +127,7 @@ def pid_of(kept: Map, key: bytes) -> int | None:
 
 def test_a_child_inherits_nothing() -> None:
     """An entry of an older socket at the same address: neither its owner nor its role is taken."""
-    with opened(tracer_tool.TOOL, Request()) as trace:
+    with opened(tracer_tool.TOOL, Request()) as trace, harness.on_one_cpu():
         kept = trace.program.map("sockets")
         keys: set[bytes] = set()
         for _ in range(40):  # the addresses that will be in use again
@@ -135,16 +135,17 @@ def test_a_child_inherits_nothing() -> None:
                 keys.update(kept.keys())
         trace.read(last=True)
         stale(kept, keys)
-        reused = 0
-        for _ in range(40):
+        pairs, reused = 0, 0
+        while pairs < 40 or not reused:  # others on this host may be given them first
+            assert pairs < 4_000
+            pairs += 1
             with harness.pair():
                 reused += sum(pid_of(kept, key) not in (None, 1) for key in keys)
         rows = list(fields.values(tracer_tool.Event, trace.read(last=True)))
-    assert reused
     mine = [e for e in rows if e.pid in (1, os.getpid())]
     assert {e.pid for e in mine} == {os.getpid()}
-    assert [e.action for e in mine].count("connect") == 40
-    assert [e.action for e in mine].count("accept") == 40
+    assert [e.action for e in mine].count("connect") == pairs
+    assert [e.action for e in mine].count("accept") == pairs
 
 
 @pytest.mark.parametrize("tool", ["connlat", "connect"])

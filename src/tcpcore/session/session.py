@@ -140,27 +140,15 @@ class Session:
                 if not self._has_new_held() and not self._to_ask:
                     return
                 self._to_ask = self._keys(self._held)
-            self._held = self._ask(self._held, math.inf if last else begin + MOST_SECONDS)
+            self._ask_for_held(math.inf if last else begin + MOST_SECONDS)
             self._next_look = begin + (time.monotonic() - begin) * LOOK
             if last:
                 time.sleep(2 * SLACK_NS / 1e9)
 
-    def _ask(self, rows: Sweep | None, until: float) -> Sweep | None:
-        """For the rows of those sockets that are still to be asked for. None: as in _sweep()."""
-        try:
-            while rows and self._to_ask and time.monotonic() < until:
-                key = self._to_ask.pop()
-                self.program.call(rows.section, int.from_bytes(key, "little"))
-        except LibbpfError:
-            self._to_ask = []
-            return None
-        return rows
-
-    def _keys(self, rows: Sweep | None) -> list[bytes]:
-        try:
-            return list(self.program.map(rows.map).all_keys()) if rows else []
-        except LibbpfError:
-            return []
+    def _ask_for_held(self, until: float) -> None:
+        """Not again where it cannot be asked: then a row comes with the next one of its socket."""
+        if self._held and not self._ask(self._held, self._to_ask, until):
+            self._held, self._to_ask = None, []
 
     def _has_new_held(self) -> bool:
         if self._held is None or self._held.changed is None:
@@ -169,17 +157,27 @@ class Session:
         (self._held_before,) = self.program.counters(self._held.changed)
         return self._held_before != before
 
-    def _sweep(self, rows: Sweep | None) -> Sweep | None:
-        """Ask BPF for rows that wait there. None when it can't be asked: then such a row comes
-        with the socket's next one."""
-        if rows is None:
-            return None
+    def _sweep(self, rows: Sweep | None) -> None:
+        """Ask BPF for all rows that wait there."""
+        if rows:
+            self._ask(rows, self._keys(rows))
+
+    def _keys(self, rows: Sweep | None) -> list[bytes]:
+        """The sockets that may have such rows."""
         try:
-            for key in self.program.map(rows.map).all_keys():
-                self.program.call(rows.section, int.from_bytes(key, "little"))
+            return list(self.program.map(rows.map).all_keys()) if rows else []
         except LibbpfError:
-            return None
-        return rows
+            return []
+
+    def _ask(self, rows: Sweep, keys: list[bytes], until: float = math.inf) -> bool:
+        """For the rows of these sockets, which are taken out of the list. False: it cannot be
+        asked."""
+        try:
+            while keys and time.monotonic() < until:
+                self.program.call(rows.section, int.from_bytes(keys.pop(), "little"))
+        except LibbpfError:
+            return False
+        return True
 
     def losses(self) -> Losses:
         """Everything lost since the start. The kernel's record of a full ring comes late or never,
