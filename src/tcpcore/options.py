@@ -5,49 +5,48 @@ typer explains the options, and tells what is wrong with a command line (explain
 all right is read here: typer's import alone would take a third of a start.
 """
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from tcpcore.errors import OptionError, UsageError
 from tcpcore.model.option import Argument, Option
+from tcpcore.model.value import Value
 from tcpcore.request.request import OPTIONS, Request, request
 from tcpcore.session.run import Output, run
 
 _WHO, _WHERE, _SHOW, _WHEN, _HOW = "Who", "Where", "Output", "When", "Machinery"
 
 Texts = list[str]
+_NONE: Texts = []
 
 
-@dataclass(eq=False, repr=False)
-class Common:
+class Common(Value):
     """The common options as the user wrote them."""
 
     pid: Annotated[
         Texts, Option("Owner's process id; repeatable.", ("--pid", "-p"), _WHO, "PID")
-    ] = field(default_factory=list)
+    ] = _NONE
     pidns: Annotated[
         str | None,
         Option("--pid is as seen in this pid namespace.", ("--pidns",), _WHO, "PID|INODE"),
     ] = None
     uid: Annotated[Texts, Option("Owner's user id; repeatable.", ("--uid", "-u"), _WHO, "UID")] = (
-        field(default_factory=list)
+        _NONE
     )
     comm: Annotated[Texts, Option("Owner's task name; repeatable.", ("--comm",), _WHO, "NAME")] = (
-        field(default_factory=list)
+        _NONE
     )
     cgroup: Annotated[
         Texts,
         Option("Owner in this cgroup v2 or below; repeatable.", ("--cgroup",), _WHO, "PATH"),
-    ] = field(default_factory=list)
+    ] = _NONE
     container: Annotated[
         Texts,
         Option("Owner in this container; repeatable.", ("--container",), _WHO, "ID|NAME"),
-    ] = field(default_factory=list)
+    ] = _NONE
     cgroupmap: Annotated[
         Path | None,
         Option("Owner's cgroup id is a key of this pinned map.", ("--cgroupmap",), _WHO, "PATH"),
@@ -64,20 +63,20 @@ class Common:
     ipv6: Annotated[bool, Option("IPv6 only.", ("--ipv6", "-6"), _WHERE)] = False
     lport: Annotated[
         Texts, Option("Local ports, as 80,8000-8099.", ("--lport", "-L"), _WHERE, "PORTS")
-    ] = field(default_factory=list)
+    ] = _NONE
     rport: Annotated[
         Texts, Option("Remote ports, as 80,8000-8099.", ("--rport", "-D"), _WHERE, "PORTS")
-    ] = field(default_factory=list)
+    ] = _NONE
     laddr: Annotated[
         Texts, Option("Local address or prefix.", ("--laddr",), _WHERE, "ADDR[/LEN]")
-    ] = field(default_factory=list)
+    ] = _NONE
     raddr: Annotated[
         Texts, Option("Remote address or prefix.", ("--raddr",), _WHERE, "ADDR[/LEN]")
-    ] = field(default_factory=list)
+    ] = _NONE
     netns: Annotated[
         Texts,
         Option("Network namespace; repeatable.", ("--netns",), _WHERE, "NAME|PID|INODE"),
-    ] = field(default_factory=list)
+    ] = _NONE
     timestamp: Annotated[bool, Option("Seconds since start.", ("--timestamp", "-t"), _SHOW)] = False
     time: Annotated[bool, Option("Time of day.", ("--time", "-T"), _SHOW)] = False
     wide: Annotated[
@@ -106,7 +105,7 @@ class Common:
             _HOW,
             "WAY",
         ),
-    ] = field(default_factory=list)
+    ] = _NONE
     btf: Annotated[Path | None, Option("Kernel BTF from a file.", ("--btf",), _HOW, "FILE")] = None
     buffer: Annotated[
         str | None,
@@ -248,9 +247,8 @@ def _own(tool: Callable[..., Any]) -> Iterator[Parameter]:
 
 
 def _common(taken: set[str], aliases: Mapping[str, tuple[str, ...]]) -> Iterator[Parameter]:
-    for f in dataclasses.fields(Common):
-        hint: Any = f.type
+    for name, hint in Common.__annotations__.items():
         option: Option = hint.__metadata__[0]
-        names = (name for name in (*option.names, *aliases.get(f.name, ())) if name not in taken)
-        default = [] if f.default is dataclasses.MISSING else f.default
-        yield Parameter(f.name, hint.__origin__, option._replace(names=tuple(names)), default)
+        names = (word for word in (*option.names, *aliases.get(name, ())) if word not in taken)
+        declared = option._replace(names=tuple(names))
+        yield Parameter(name, hint.__origin__, declared, getattr(Common, name))

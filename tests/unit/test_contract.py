@@ -6,7 +6,6 @@ import ast
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from graphlib import TopologicalSorter
 from ipaddress import IPv6Network
 from pathlib import Path
@@ -206,7 +205,7 @@ def with_options(name: str) -> Tool:
     for one in others:
         kinds = (*whole.kinds, *(kind for kind in one.kinds if kind not in whole.kinds))
         rodata, seed = {**whole.rodata, **one.rodata}, whole.seed or one.seed
-        whole = replace(whole, kinds=kinds, rodata=rodata, seed=seed)
+        whole = whole._replace(kinds=kinds, rodata=rodata, seed=seed)
     return whole
 
 

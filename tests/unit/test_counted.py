@@ -3,7 +3,6 @@ rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,18 +12,17 @@ from tcpcore.model import fields
 from tcpcore.model.counted import Counted, Measured
 from tcpcore.model.histogram import Histogram
 from tcpcore.model.report import MOST_ROWS
+from tcpcore.model.value import Value
 from tests.unit.samples import address
 
 THERE = "198.51.100.7"
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(Value):
     raddr: fields.KeyAddress
     rport: fields.Port
 
 
-@dataclass(frozen=True, slots=True)
 class Row(Key):
     number: fields.Count
     bytes: fields.Count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Any, get_args
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpcore.model import fields, net
+from tcpcore.model.value import Value
 from tcpcore.sinks import ndjson
 from tests.unit.samples import ROOT, address, comm
 
@@ -119,8 +119,7 @@ def test_the_cache_forgets_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(cache) <= 4
 
 
-@dataclass(frozen=True, slots=True)
-class Small:
+class Small(Value):
     ts_ns: fields.Time
     lport: fields.Port
     comm: fields.Comm

@@ -97,14 +97,19 @@ def test_any_bytes_are_decoded_or_counted(data: bytes) -> None:
     batch = decode(data, LAYOUT)
     assert len(batch.records) * LAYOUT.stride <= len(data)
     if data:
-        assert batch.records or batch.lost or batch.malformed or batch == decode(data, LAYOUT)
+        assert (
+            batch.records
+            or batch.lost
+            or batch.malformed
+            or vars(batch) == vars(decode(data, LAYOUT))
+        )
     assert batch.malformed <= len(data) // 8 + 1
 
 
 @given(st.lists(events, max_size=20))
 def test_both_paths_agree(sent: list[Event]) -> None:
     data = b"".join(map(sample, sent))
-    assert decode(data, LAYOUT) == _decode_each(data, LAYOUT)
+    assert vars(decode(data, LAYOUT)) == vars(_decode_each(data, LAYOUT))
     assert decode(data, LAYOUT).records == sent
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -110,7 +109,7 @@ def test_the_last_batch_has_everything_that_there_is() -> None:
 
 
 HELD = Sweep("sockets", "raw_tp", changed="last_held_ns")
-SWEEPING = replace(TOOL, held=HELD, pending=Sweep("others", "raw_tp/end"))
+SWEEPING = TOOL._replace(held=HELD, pending=Sweep("others", "raw_tp/end"))
 KEY = (7).to_bytes(8, "little")
 
 
@@ -312,7 +311,7 @@ OPEN = Snapshot(lines(TOOL), Sweep("sockets", "raw_tp/open"))
 def test_a_snapshot_is_asked_for_and_comes_whole() -> None:
     program = FakeProgram(batch(NOW - 5), batch(NOW + 1, NOW + 2))
     program.keys = {"sockets": [KEY]}
-    at_work = trace(program, replace(TOOL, kinds=(*TOOL.kinds, OPEN)))
+    at_work = trace(program, TOOL._replace(kinds=(*TOOL.kinds, OPEN)))
     at_work.read(last=True)
     ((of, records),) = at_work.snapshots()
     assert (of, times(list(records))) == (OPEN.lines, [NOW + 1, NOW + 2])
@@ -334,7 +333,7 @@ class FakeCounts:
 
 
 def test_tables_are_fed_and_taken() -> None:
-    at_work = trace(FakeProgram(), replace(TOOL, kinds=(Table(lines(TOOL), FakeCounts),)))
+    at_work = trace(FakeProgram(), TOOL._replace(kinds=(Table(lines(TOOL), FakeCounts),)))
     at_work.count([(1,), (2,)])
     assert list(at_work.tables()) == [(lines(TOOL), [(1,), (2,)])]
     assert list(at_work.tables()) == [(lines(TOOL), [])]
@@ -343,5 +342,5 @@ def test_tables_are_fed_and_taken() -> None:
 def test_histograms_are_taken() -> None:
     whole = Histogram("srtt", "us", None, {3: 1}, 9)
     kind = Histograms(lambda program: SimpleNamespace(take=lambda: [whole]))
-    at_work = trace(FakeProgram(), replace(TOOL, kinds=(kind,)))
+    at_work = trace(FakeProgram(), TOOL._replace(kinds=(kind,)))
     assert list(at_work.histograms()) == [[whole]]

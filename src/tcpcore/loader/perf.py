@@ -14,7 +14,6 @@ import re
 import select
 import struct
 import threading
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tcpcore.errors import LibbpfError, PrivilegeError, TcpcoreError
@@ -65,13 +64,13 @@ class Layout:
         self.record = struct.Struct(f"={lead}x{codes}{rest - lead}x")
 
 
-@dataclass
 class Batch:
     """What one drain brought: events, and what was not an event."""
 
-    records: list[Record]
-    lost: int = 0
-    malformed: int = 0
+    def __init__(self, records: list[Record], lost: int = 0, malformed: int = 0) -> None:
+        self.records = records
+        self.lost = lost
+        self.malformed = malformed
 
 
 def decode(data: bytes, layout: Layout) -> Batch:

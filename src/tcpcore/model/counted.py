@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from tcpcore.loader import Attached
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from tcpcore.model.report import Distributions, Rows
+    from tcpcore.model.value import Value
 
 
 class Counted(NamedTuple):
@@ -24,7 +23,7 @@ class Counted(NamedTuple):
     """
 
     aggregate: str
-    key: type[DataclassInstance]
+    key: type[Value]
     struct: str
 
     def __call__(self, program: Attached) -> Rows:
@@ -43,7 +42,7 @@ class Measured(NamedTuple):
     aggregate: str
     measure: str
     unit: str = ""
-    key: type[DataclassInstance] | None = None
+    key: type[Value] | None = None
     struct: str = ""
 
     def __call__(self, program: Attached) -> Distributions:

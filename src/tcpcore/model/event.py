@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tcpcore.model import fields
+from tcpcore.model.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionEvent:
+class ConnectionEvent(Value):
     """The head of every event. Mirror of EVENT_HEAD, bpf/lib/event.h.
 
     ts_ns: CLOCK_MONOTONIC in ns. pid, comm: of the socket's owner. uid: the socket's user. netns:

@@ -1,19 +1,16 @@
 """The kinds of fields that events have: their layout in C, their value in Python, their text.
 
-A tool's Event is a dataclass of these; its field order is the C struct's.
+A tool's Event is a Value of these; its field order is the C struct's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields as members
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from tcpcore.loader.perf import Layout
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 from tcpcore.model import net
+from tcpcore.model.value import Value
 
 Column = Sequence[Any]
 """One field of every record of a batch: conversions take it whole, so that the loops run in C."""
@@ -136,27 +133,27 @@ NameAge = Annotated[int | None, Kind("", _same, few=False)]
 """Nanoseconds; from a Derive as well."""
 
 
-def _kinds(event: type[DataclassInstance]) -> dict[str, Kind]:
+def _kinds(event: type[Value]) -> dict[str, Kind]:
     hints = get_type_hints(event, include_extras=True)
-    return {member.name: hints[member.name].__metadata__[0] for member in members(event)}
+    return {name: hints[name].__metadata__[0] for name in event._fields}
 
 
 _KINDS = Cache(_kinds)
 _CONVERTS = Cache(lambda event: [kind.convert(kind.value) for kind in kinds(event).values()])
 
 
-def kinds(event: type[DataclassInstance]) -> dict[str, Kind]:
+def kinds(event: type[Value]) -> dict[str, Kind]:
     """The kind of each field of an Event, by name, in the order of the C struct."""
     found: dict[str, Kind] = _KINDS[event]
     return found
 
 
-def layout(event: type[DataclassInstance]) -> Layout:
+def layout(event: type[Value]) -> Layout:
     """Where the fields of an Event lie in the C struct of which it is the mirror."""
     return Layout("".join(kind.code for kind in kinds(event).values()))
 
 
-def values(event: type[DataclassInstance], records: Sequence[tuple[Any, ...]]) -> Iterable[Any]:
+def values(event: type[Value], records: Sequence[tuple[Any, ...]]) -> Iterable[Any]:
     """Raw records as Event objects."""
     columns = zip(*records, strict=True)
     cells = [f(column) for f, column in zip(_CONVERTS[event], columns, strict=True)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from tcpcore.model.value import Value
 
 
 class Bucket(NamedTuple):
@@ -15,8 +16,7 @@ class Bucket(NamedTuple):
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Histogram:
+class Histogram(Value):
     """What was counted for one key, or for everything (key None).
 
     measure: what was measured. unit: of its values, of `sum` and of the percentiles; "" for a mere

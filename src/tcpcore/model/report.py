@@ -11,9 +11,8 @@ from tcpcore.model import fields
 from tcpcore.model.histogram import Histogram
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from tcpcore.model.counted import Measured
+    from tcpcore.model.value import Value
 
 MOST_ROWS = 4096
 """Of a report, whose length the traced host decides: the rest is one row, named `other`."""
@@ -25,7 +24,7 @@ class Rows:
     One row at the end has what found no room, and what would make the report too long.
     """
 
-    def __init__(self, key: type[DataclassInstance], take: Callable[[], Counters]) -> None:
+    def __init__(self, key: type[Value], take: Callable[[], Counters]) -> None:
         self._take = take
         self._layout, self._blank = fields.layout(key), _blank(key)
 
@@ -71,5 +70,5 @@ class Distributions:
         return {name: kind.value(one) for (name, kind), one in zip(kinds, raw, strict=True)}
 
 
-def _blank(key: type[DataclassInstance]) -> Record:
+def _blank(key: type[Value]) -> Record:
     return tuple(b"" if kind.code.endswith("s") else 0 for kind in fields.kinds(key).values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tcpcore.loader import Attached, Slot
@@ -12,14 +11,14 @@ from tcpcore.loader.perf import Record
 from tcpcore.model.counted import Counted, Measured
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.fields import Convert
+from tcpcore.model.value import Value
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from tcpcore.model.histogram import Histogram
 
 Rodata = dict[str, int | bytes]
 """Values of read-only variables by name."""
+NO_RODATA: Rodata = {}
 Records = Sequence[Record]
 
 
@@ -53,15 +52,14 @@ class Column(NamedTuple):
         return (text[: self.width] if self.cut else text).ljust(self.width)
 
 
-@dataclass(frozen=True, eq=False)
-class Lines:
+class Lines(Value):
     """Rows, and how they are shown.
 
-    row: a dataclass whose fields are of the kinds in fields.py. columns, wide: of the text table,
+    row: a class whose fields are of the kinds in fields.py. columns, wide: of the text table,
     and with --wide. record: the type of their JSON objects.
     """
 
-    row: type[DataclassInstance]
+    row: type[Value]
     columns: tuple[Column, ...]
     wide: tuple[Column, ...]
     record: str = "flow"
@@ -131,8 +129,7 @@ class Snapshot(NamedTuple):
 Kind = Stream | Table | Histograms | Snapshot
 
 
-@dataclass(frozen=True)
-class Tool:
+class Tool(Value):
     """A tool, with the options of its own applied.
 
     kinds: what it shows. slots: what it has to see, attached in their order. event: the mirror of
@@ -147,7 +144,7 @@ class Tool:
     slots: tuple[Slot, ...]
     event: type[ConnectionEvent] = ConnectionEvent
     sockets: tuple[str, ...] = ()
-    rodata: Rodata = field(default_factory=dict)
+    rodata: Rodata = NO_RODATA
     held: Sweep | None = None
     pending: Sweep | None = None
     seed: str | None = None

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from tcpcore.errors import OptionError
+from tcpcore.model.value import Value
 from tcpcore.request import places, values
 from tcpcore.request.filters import Filters
 from tcpcore.request.machinery import Machinery
@@ -59,8 +59,7 @@ class Options(TypedDict, total=False):
 OPTIONS = tuple(Options.__annotations__)
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(Value):
     """When to stop: after so many seconds, or events. interval: seconds between two reports. None
     is never."""
 

@@ -6,8 +6,6 @@ the handshake ended before the trace began.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tcpcore.model import columns as col
 from tcpcore.model import fields
 from tcpcore.model.event import ConnectionEvent
@@ -15,7 +13,6 @@ from tcpcore.model.slots import ACCEPTING, TRANSITIONS
 from tcpcore.model.tool import Lines, Stream, Tool
 
 
-@dataclass(frozen=True, slots=True)
 class Event(ConnectionEvent):
     """One accepted connection. Mirror of struct accept_event, bpf/accept.h; times in ns."""
 

@@ -7,7 +7,6 @@ last one known to have it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Annotated
 
 from tcpcore.model import columns as col
@@ -18,7 +17,6 @@ from tcpcore.model.slots import ACCEPTING, TRANSITIONS, optional
 from tcpcore.model.tool import Column, Lines, Snapshot, Stream, Sweep, Tool
 
 
-@dataclass(frozen=True, slots=True)
 class Event(ConnectionEvent):
     """One session. Mirror of struct life_event, bpf/life.h; times in ns or us as named.
 
@@ -87,8 +85,7 @@ def tool(
     open: Annotated[bool, Option("At the end, list the sessions that are still open.")] = False,
 ) -> Tool:
     """all: sessions older than the trace, too. open: at the end, those that are open still."""
-    return replace(
-        TOOL,
+    return TOOL._replace(
         kinds=(*TOOL.kinds, _OPEN) if open else TOOL.kinds,
         rodata={"target_all": all},
         seed="iter/task_file" if all else None,

@@ -6,8 +6,6 @@ socket came to its old state before the trace began.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tcpcore.model import columns as col
 from tcpcore.model import fields
 from tcpcore.model.event import ConnectionEvent
@@ -15,7 +13,6 @@ from tcpcore.model.slots import ACCEPTING, TRANSITIONS, optional
 from tcpcore.model.tool import Column, Lines, Stream, Sweep, Tool
 
 
-@dataclass(frozen=True, slots=True)
 class Event(ConnectionEvent):
     """One state change. Mirror of struct states_event, bpf/states.h; times in ns."""
 

@@ -6,7 +6,6 @@ peer. PID and COMM of an X are those of the process that closed it last, or else
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Annotated
 
 from tcpcore.model import columns as col
@@ -17,7 +16,6 @@ from tcpcore.model.slots import ACCEPTING, TRANSITIONS
 from tcpcore.model.tool import Column, Lines, Stream, Tool
 
 
-@dataclass(frozen=True, slots=True)
 class Event(ConnectionEvent):
     """A connection begins or ends. Mirror of struct tracer_event, bpf/tracer.h."""
 
@@ -77,4 +75,4 @@ def tool(
         columns = col.insert(columns, col.UID, before="pid")
     if show_netns:
         columns = (*columns, col.NETNS)
-    return replace(TOOL, kinds=(Stream(replace(_LINES, columns=columns)),))
+    return TOOL._replace(kinds=(Stream(_LINES._replace(columns=columns)),))

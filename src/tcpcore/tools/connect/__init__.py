@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from typing import Annotated
 
 from tcpcore.errors import OptionError
@@ -21,7 +20,6 @@ from tcpcore.model.slots import CONNECTING, TRANSITIONS
 from tcpcore.model.tool import Column, Derive, Lines, Stream, Sweep, Tool
 
 
-@dataclass(frozen=True, slots=True)
 class Event(ConnectionEvent):
     """One connect. Mirror of struct connect_event, bpf/connect.h; times in ns.
 
@@ -126,15 +124,14 @@ def tool(
         columns = col.insert(columns, _LPORT, before="raddr")
     if dns:
         columns, wide = (*columns, *_QUERY), (*wide, *_QUERY)
-    shown = replace(TOOL, kinds=(Stream(replace(_LINES, columns=columns, wide=wide)),))
-    return replace(shown, derive=_names) if dns else shown
+    shown = TOOL._replace(kinds=(Stream(_LINES._replace(columns=columns, wide=wide)),))
+    return shown._replace(derive=_names) if dns else shown
 
 
 def _counting(lports: bool) -> Tool:
     from tcpcore.tools.connect.flows import table
 
-    return replace(
-        TOOL,
+    return TOOL._replace(
         kinds=(table(lports),),
         rodata={"count_flows": True, "count_lports": lports},
     )

@@ -5,16 +5,14 @@ With the local port every connect may be a flow of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tcpcore.model import columns as col
 from tcpcore.model import fields
 from tcpcore.model.counted import Counted
 from tcpcore.model.tool import Column, Lines, Table
+from tcpcore.model.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(Value):
     """What tells flows apart. Mirror of struct flow, bpf/connect.h."""
 
     laddr: fields.KeyHost
@@ -25,7 +23,6 @@ class Key:
     family: fields.KeyFamily
 
 
-@dataclass(frozen=True, slots=True)
 class Flow(Key):
     """Connects with one source, destination and port; lport is None unless it is asked for. raddr:
     `other`, and nothing else of it known, in the row of the rest."""

@@ -6,7 +6,6 @@ ECONNABORTED: the process closed the socket before an answer came.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Annotated
 
 from tcpcore.model import columns as col
@@ -18,7 +17,6 @@ from tcpcore.model.tool import Column, Kind, Lines, Rodata, Stream, Table, Tool
 from tcpcore.request.values import decimal
 
 
-@dataclass(frozen=True, slots=True)
 class Event(ConnectionEvent):
     """One finished connect. Mirror of struct connlat_event, bpf/connlat.h; times in ns."""
 
@@ -79,7 +77,7 @@ def tool(
     show_lport: one more column. summary: a row per destination instead of each connect."""
     least = decimal("min_ms", min_ms, "a number of milliseconds")
     rodata: Rodata = {"targ_min_us": round(least * 1000), "target_failed": failed}
-    return replace(TOOL, kinds=(_kind(show_lport, summary),), rodata=rodata)
+    return TOOL._replace(kinds=(_kind(show_lport, summary),), rodata=rodata)
 
 
 def _kind(show_lport: bool, summary: bool) -> Kind:
@@ -89,4 +87,4 @@ def _kind(show_lport: bool, summary: bool) -> Kind:
         return Table(LINES, lambda program: Destinations(list(fields.kinds(Event))))
     if not show_lport:
         return Stream(_LINES)
-    return Stream(replace(_LINES, columns=col.insert(_LINES.columns, _LPORT, before="raddr")))
+    return Stream(_LINES._replace(columns=col.insert(_LINES.columns, _LPORT, before="raddr")))

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tcpcore.loader.perf import Record
 from tcpcore.model import columns as col
 from tcpcore.model import fields
 from tcpcore.model.report import MOST_ROWS
 from tcpcore.model.tool import Column, Lines, Records
+from tcpcore.model.value import Value
 
 _Key = tuple[int, bytes, int]  # family, address and port, as in the record
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(Value):
     """Connects to one address and port; times in ns. raddr: `other` in the row of the rest."""
 
     family: fields.KeyFamily
