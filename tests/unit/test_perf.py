@@ -96,13 +96,6 @@ def test_a_layout_has_the_size_of_the_c_struct() -> None:
 def test_any_bytes_are_decoded_or_counted(data: bytes) -> None:
     batch = decode(data, LAYOUT)
     assert len(batch.records) * LAYOUT.stride <= len(data)
-    if data:
-        assert (
-            batch.records
-            or batch.lost
-            or batch.malformed
-            or vars(batch) == vars(decode(data, LAYOUT))
-        )
     assert batch.malformed <= len(data) // 8 + 1
 
 
