@@ -14,9 +14,9 @@
 #define MAX_CGROUP_DEPTH 64
 #define PORT_WORDS (65536 / 64)
 
-struct prefix {
-	union address address;
-	union address mask;
+/* Addresses from one to another, as numbers in host order: high and low half. */
+struct range {
+	__u64 first[2], last[2];
 };
 
 const volatile __u16 target_family;
@@ -25,7 +25,8 @@ const volatile __u32 target_uid[MAX_TARGETS], target_uid_count;
 const volatile __u32 target_netns[MAX_TARGETS], target_netns_count;
 const volatile __u64 target_comm[MAX_TARGETS][2];
 const volatile __u32 target_comm_count;
-const volatile struct prefix target_laddr[MAX_TARGETS], target_raddr[MAX_TARGETS];
+/* In ascending order and apart. IPv4 in ::/0 is left out, which makes two ranges of one prefix. */
+const volatile struct range target_laddr[MAX_TARGETS + 1], target_raddr[MAX_TARGETS + 1];
 const volatile __u32 target_laddr_count, target_raddr_count;
 /* One bit a port: lists and ranges of any length cost one load. */
 const volatile __u64 target_lport[PORT_WORDS], target_rport[PORT_WORDS];
@@ -101,22 +102,26 @@ static __always_inline bool in_bitmap(const volatile __u64 *bits, __u16 port)
 	return bits[bit / 64] >> (bit % 64) & 1;
 }
 
-/*
- * A prefix that is shorter than the 96 bits of the v4-mapped form is one of IPv6: IPv4 addresses
- * are not in ::/0.
- */
-static __always_inline bool in_prefixes(const volatile struct prefix *list, __u32 count,
-					const union address *a)
+static __always_inline bool is_less(__u64 high, __u64 low, const volatile __u64 *than)
 {
-	const bool v4 = is_v4mapped(a);
+	return high < than[0] || (high == than[0] && low < than[1]);
+}
+
+/* A binary search: 64 prefixes take six steps. */
+static __always_inline bool in_ranges(const volatile struct range *list, __u32 count,
+				      const union address *a)
+{
+	__u64 high = bpf_be64_to_cpu(a->halves[0]), low = bpf_be64_to_cpu(a->halves[1]);
+	__u32 begun = 0; /* ranges that begin at this address or below */
 
 #pragma clang loop unroll(disable)
-	for (__u32 i = 0; i < MAX_TARGETS && i < count; i++)
-		if ((a->halves[0] & list[i].mask.halves[0]) == list[i].address.halves[0] &&
-		    (a->halves[1] & list[i].mask.halves[1]) == list[i].address.halves[1] &&
-		    (!v4 || list[i].mask.words[2] == 0xffffffff))
-			return true;
-	return false;
+	for (__u32 step = MAX_TARGETS; step; step /= 2)
+		if (begun + step <= count && !is_less(high, low, list[begun + step - 1].first))
+			begun += step;
+	if (!begun)
+		return false;
+	return high < list[begun - 1].last[0] ||
+	       (high == list[begun - 1].last[0] && low <= list[begun - 1].last[1]);
 }
 
 static __always_inline bool want_comm(const char *comm)
@@ -202,9 +207,9 @@ static __always_inline bool want_endpoints(const struct conn *conn)
 		return false;
 	if (target_rport_set && !in_bitmap(target_rport, conn->rport))
 		return false;
-	if (target_laddr_count && !in_prefixes(target_laddr, target_laddr_count, &conn->laddr))
+	if (target_laddr_count && !in_ranges(target_laddr, target_laddr_count, &conn->laddr))
 		return false;
-	return !target_raddr_count || in_prefixes(target_raddr, target_raddr_count, &conn->raddr);
+	return !target_raddr_count || in_ranges(target_raddr, target_raddr_count, &conn->raddr);
 }
 
 /*
@@ -216,7 +221,7 @@ static __always_inline bool may_want_endpoints(const struct conn *conn)
 	if (target_lport_set && conn->lport && !in_bitmap(target_lport, conn->lport))
 		return false;
 	if (target_laddr_count && !is_zero(&conn->laddr) &&
-	    !in_prefixes(target_laddr, target_laddr_count, &conn->laddr))
+	    !in_ranges(target_laddr, target_laddr_count, &conn->laddr))
 		return false;
 	if (!conn->rport || is_zero(&conn->raddr))
 		return true;
@@ -224,7 +229,7 @@ static __always_inline bool may_want_endpoints(const struct conn *conn)
 		return false;
 	if (target_rport_set && !in_bitmap(target_rport, conn->rport))
 		return false;
-	return !target_raddr_count || in_prefixes(target_raddr, target_raddr_count, &conn->raddr);
+	return !target_raddr_count || in_ranges(target_raddr, target_raddr_count, &conn->raddr);
 }
 
 static __always_inline bool want_conn(const struct conn *conn)

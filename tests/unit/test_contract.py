@@ -27,7 +27,9 @@ from tests.unit.samples import PACKAGE, ROOT, TOOLS, all_lines, tool, with_each_
 
 Built = tuple[str, ObjectFile]
 
-NETWORKS = [IPv6Network("::/0")] * MAX_TARGETS
+# As many ranges as prefixes can make: IPv4 addresses apart, and two from ::/0.
+NETWORKS = [IPv6Network(f"::ffff:0:{x:x}") for x in range(2, 2 * MAX_TARGETS, 2)]
+NETWORKS.append(IPv6Network("::/0"))
 EVERYTHING = Filters(
     pid=range(1, MAX_TARGETS + 1),
     uid=range(MAX_TARGETS),

@@ -120,14 +120,44 @@ def test_a_v4_mapped_network_is_ipv4(text: str, plain: str) -> None:
     assert prefixes.networks("--raddr", [text]) == prefixes.networks("--raddr", [plain])
 
 
-@given(st.ip_addresses(v=6), st.integers(0, 128))
-def test_a_prefix_in_rodata_is_address_and_mask(base: IPv6Address, length: int) -> None:
-    assume(base.ipv4_mapped is None)
-    text = f"{base}".partition("%")[0] + f"/{length}"
-    rodata = Filters(laddr=prefixes.networks("--laddr", [text])).rodata()
-    network = ip_network(text, strict=False)
-    assert rodata["target_laddr"] == network.network_address.packed + network.netmask.packed
-    assert rodata["target_laddr_count"] == 1
+def ranges(*texts: str) -> list[tuple[int, int]]:
+    rodata = Filters(laddr=prefixes.networks("--laddr", texts)).rodata()
+    found = rodata["target_laddr"]
+    assert isinstance(found, bytes)
+    assert rodata["target_laddr_count"] == len(found) // 32
+    halves = struct.iter_unpack("=4Q", found)
+    return [(a << 64 | b, c << 64 | d) for a, b, c, d in halves]
+
+
+V6 = st.tuples(st.ip_addresses(v=6), st.integers(0, 128))
+V4 = st.tuples(st.ip_addresses(v=4), st.integers(0, 32))
+
+
+@given(st.lists(st.one_of(V6, V4), min_size=1, max_size=8), st.ip_addresses(), st.data())
+def test_ranges_hold_what_the_prefixes_match(
+    bases: list[tuple[IPv4Address | IPv6Address, int]],
+    other: IPv4Address | IPv6Address,
+    data: st.DataObject,
+) -> None:
+    plain = [ip_network((base, length), strict=False) for base, length in bases]
+    assume(all(n.version == 4 or n.network_address.ipv4_mapped is None for n in plain))
+    chosen = data.draw(st.sampled_from(plain))
+    for address in (other, chosen[0], chosen[-1], chosen[0] - 1 if int(chosen[0]) else other):
+        assume(address.version == 4 or address.ipv4_mapped is None)
+        number = int(address) if address.version == 6 else int(address) + (0xFFFF << 32)
+        inside = any(a <= number <= b for a, b in ranges(*map(str, plain)))
+        assert inside == any(address in network for network in plain)
+
+
+def test_ranges_ascend_and_are_apart() -> None:
+    assert ranges("0.0.0.2", "0.0.0.1", "0.0.0.4", "0.0.0.4/31", "0.0.0.0/31") == [
+        (0xFFFF_0000_0000, 0xFFFF_0000_0002),
+        (0xFFFF_0000_0004, 0xFFFF_0000_0005),
+    ]
+    assert ranges("::/0") == [
+        (0, 0xFFFE_FFFF_FFFF),
+        (0x1_0000_0000_0000, (1 << 128) - 1),
+    ]
 
 
 def test_task_names() -> None:

@@ -45,8 +45,8 @@ class Filters(NamedTuple):
             "netns": [struct.pack("=I", x) for x in self.netns],
             "comm": [struct.pack("16s", x) for x in self.comm],
             "cgroup": [struct.pack("=Q", _inode(x)) for x in self.cgroup],
-            "laddr": [_prefix(x) for x in self.laddr],
-            "raddr": [_prefix(x) for x in self.raddr],
+            "laddr": _ranges(self.laddr),
+            "raddr": _ranges(self.raddr),
         }
         rodata: Rodata = {}
         for name in self.pins():
@@ -81,8 +81,26 @@ def _inode(path: Path) -> int:
         raise OptionError("cgroup", f"{path}: {e.strerror}") from None
 
 
-def _prefix(network: IPv6Network) -> bytes:
-    return network.network_address.packed + network.netmask.packed
+_MAPPED = 0xFFFF << 32, (0xFFFF << 32) + 0xFFFFFFFF  # ::ffff:0:0/96, RFC 4291, 2.5.5.2
+
+
+def _ranges(networks: Iterable[IPv6Network]) -> list[bytes]:
+    """In ascending order, and apart."""
+    apart: list[tuple[int, int]] = []
+    for first, last in sorted(bounds for network in networks for bounds in _bounds(network)):
+        if apart and first <= apart[-1][1] + 1:
+            first, last = apart[-1][0], max(last, apart.pop()[1])
+        apart.append((first, last))
+    half = (1 << 64) - 1
+    return [struct.pack("=4Q", a >> 64, a & half, b >> 64, b & half) for a, b in apart]
+
+
+def _bounds(network: IPv6Network) -> Iterable[tuple[int, int]]:
+    """The first and the last address. IPv4 addresses are no part of ::/0 and its like."""
+    first, last = int(network.network_address), int(network.broadcast_address)
+    if network.prefixlen < 96 and first <= _MAPPED[0] and _MAPPED[1] <= last:
+        return (first, _MAPPED[0] - 1), (_MAPPED[1] + 1, last)
+    return ((first, last),)
 
 
 def _bitmap(ports: Iterable[int]) -> bytes:
