@@ -113,10 +113,12 @@ class Measures(Protocol):
 class Histograms(NamedTuple):
     """Log2 buckets by key: a block for each --interval, and one at the end.
 
-    measures: made with the trace. Measured: in the kernel.
+    measures: made with the trace. Measured: in the kernel. summary: text has their average and
+    percentiles as well.
     """
 
     measures: Measured | Callable[[Attached], Measures]
+    summary: bool = False
 
 
 class Snapshot(NamedTuple):
