@@ -138,7 +138,9 @@ class Tool(Value):
     the C struct `<name>_event`; a tool that sends no events has none. sockets: the maps that
     --map-size sizes, one entry a socket. rodata: of the tool's own options. held: rows that wait
     until their tuple is complete, asked for on each drain. pending: rows asked for at the end.
-    seed: a BPF iterator that runs once after the attach. derive: opened with the trace.
+    seed: a BPF iterator that runs once after the attach; needs_seed: there is no trace without it.
+    derive: opened with the trace. with_owners: the tool to run in place of this one where a filter
+    asks for the owner of a socket.
     """
 
     name: str
@@ -150,7 +152,9 @@ class Tool(Value):
     held: Sweep | None = None
     pending: Sweep | None = None
     seed: str | None = None
+    needs_seed: bool = True
     derive: Callable[[], AbstractContextManager[Derive]] | None = None
+    with_owners: Tool | None = None
 
     @property
     def struct(self) -> str:
