@@ -8,7 +8,7 @@ header begins, and what stands below a header is in its columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tcpcore.model.tool import Lines
@@ -59,7 +59,8 @@ class Heatmap:
         if not self._slots:
             return ""
         self._lines += 1
-        lines = [self._line(each) for each in found] or [stamp(self._stamps)]
+        lines = [self._line(x.counts, x.count, histogram.key_line(x)) for x in found]
+        lines = lines or [self._line({}, 0)]
         return header + "".join(f"{line.rstrip()}\n" for line in lines)
 
     def _fit(self, found: Sequence[Histogram]) -> str:
@@ -84,11 +85,10 @@ class Heatmap:
         title = f"{'':{len(times)}} {measure}\n" if measure else ""
         return f"{title}{times} {scale} COUNT\n"
 
-    def _line(self, one: Histogram) -> str:
-        count = one.count
-        drawn = "".join(self._cell(one.counts.get(slot, 0), count) for slot in self._slots)
+    def _line(self, counts: Mapping[int, int], count: int, key: str = "") -> str:
+        drawn = "".join(self._cell(counts.get(slot, 0), count) for slot in self._slots)
         end = _RESET if self._colours else ""
-        return f"{stamp(self._stamps)} {drawn}{end} {count:<{_COUNT}} {histogram.key_line(one)}"
+        return f"{stamp(self._stamps)} {drawn}{end} {count:<{_COUNT}} {key}"
 
     def _cell(self, number: int, count: int) -> str:
         density = -(-number * (len(_MARKS) - 1) // count) if number else 0
