@@ -48,10 +48,6 @@ def segments(connection: socket.socket) -> int:
     return of_info(connection, 140) - 1
 
 
-def min_rtt(connection: socket.socket) -> int:
-    return of_info(connection, 148)
-
-
 def records(running: Tracer) -> list[Event]:
     """Ends the tracer; its histograms."""
     assert running.stop() == 0, running.errors()
@@ -108,24 +104,32 @@ def test_both_ways_at_the_tracepoint(way: str) -> None:
     assert (found["key"], found["count"]) == ({}, came)
 
 
-def test_measures_are_those_of_the_socket() -> None:
-    """tcp_info has the same numbers: tcpi_rttvar is mdev on a quiet connection, or its maximum."""
+@pytest.mark.parametrize(
+    ("flags", "measure", "unit", "offset"),
+    [
+        ([], "srtt", "us", 68),
+        (["--jitter"], "jitter", "us", 72),
+        (["--min-rtt"], "min_rtt", "us", 148),
+        (["-m"], "srtt", "ms", 68),
+    ],
+)
+def test_measures_are_those_of_the_socket(
+    flags: list[str], measure: str, unit: str, offset: int
+) -> None:
+    """A segment counts what tcp_info has just before it: tcpi_rtt, tcpi_rttvar, tcpi_min_rtt."""
     with harness.pair() as (client, accepted):
-        talk(client, accepted)  # from now on the shortest is known
-        for flags in ((), ("--min-rtt",), ("--jitter",), ("--min-rtt", "-m")):
-            with tracer("rtt", "--json", *at_port(client), *flags) as running:
-                before = min_rtt(client)
-                talk(client, accepted)
-                after = min_rtt(client)
-                (found,) = records(running)
-            low, high = found["buckets"][0][0], found["buckets"][-1][1]
-            assert found["measure"] == (*flags, "--srtt")[0][2:].replace("-", "_")
-            assert found["unit"] == ("ms" if "-m" in flags else "us")
-            if flags == ("--min-rtt",):
-                assert low <= after <= before <= high
-                assert after <= found["sum"] / found["count"] <= before
-            elif "-m" in flags:
-                assert before < 1000 and (low, high, found["sum"]) == (0, 1, 0)
+        talk(client, accepted)
+        client.sendall(b"x")
+        time.sleep(0.1)  # the answer makes the time longer
+        accepted.sendall(b"y")
+        client.recv(1)
+        with tracer("rtt", "--json", *at_port(client), *flags) as running:
+            value = of_info(client, offset)
+            accepted.sendall(b"y")
+            client.recv(1)
+            (found,) = records(running)
+    assert (found["measure"], found["unit"], found["count"]) == (measure, unit, 1)
+    assert found["sum"] == (value // 1000 if unit == "ms" else value) > 0
 
 
 @contextlib.contextmanager
@@ -172,20 +176,27 @@ def pairs(*hosts: str) -> Iterator[list[Ends]]:
         yield [stack.enter_context(harness.pair(host)) for host in hosts]
 
 
-def test_prefixes() -> None:
-    hosts = "127.0.1.1", "127.0.1.200", "127.0.2.1", "::1"
+def test_prefixes(net: Net) -> None:
+    here = net[0]
+    distant = "2001:db8:0:1:2:3:4:567"
+    hosts = "127.0.1.1", "127.0.1.200", "127.0.2.1", distant
+    harness.sh(f"ip -n {here.name} addr replace {distant}/128 dev lo nodad")
+    subnet = "2001:db8:0:1::/64"
     by = {
-        "raddr/24": ["127.0.1.0/24", "127.0.1.0/24", "127.0.2.0/24", "::/64"],
-        "raddr/22": ["127.0.0.0/22"] * 3 + ["::/64"],
+        "raddr/24": ["127.0.1.0/24", "127.0.1.0/24", "127.0.2.0/24", subnet],
+        "raddr/22": ["127.0.0.0/22"] * 3 + [subnet],
         "raddr/32,128": [*hosts],
         "raddr/0,0": ["0.0.0.0/0"] * 3 + ["::/0"],
-        "raddr/31,127": ["127.0.1.0/31", "127.0.1.200/31", "127.0.2.0/31", "::/127"],
+        "raddr/31,124": ["127.0.1.0/31", "127.0.1.200/31", "127.0.2.0/31", f"{distant[:-1]}0/124"],
     }
     with contextlib.ExitStack() as stack:
-        ends = stack.enter_context(pairs(*hosts))
+        with here.entered():
+            ends = stack.enter_context(pairs(*hosts))
         ports = ",".join(str(client.getsockname()[1]) for client, _ in ends)
         running = {
-            key: stack.enter_context(tracer("rtt", "--json", "--by", key, "-L", ports))
+            key: stack.enter_context(
+                tracer("rtt", "--json", "--by", key, "-L", ports, "--netns", here.name)
+            )
             for key in by
         }
         before = [segments(client) for client, _ in ends]
