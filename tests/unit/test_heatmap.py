@@ -127,3 +127,15 @@ def test_what_is_no_histogram_is_a_table() -> None:
     rows = lines(tool("connlat"))
     assert heatmap().form(rows).header() == Text().form(rows).header()
     assert heatmap().record("lost", {"ring": 1}) == ""
+
+
+def test_keys_have_room() -> None:
+    """To the last column; a longer one makes cells narrower, under a header of their own."""
+    picture = heatmap()
+    for length, width in ((1, 4), (7, 4), (8, 3), (3, 3), (30, 2)):
+        *header, line = drawn(picture, histogram({0: 1, 11: 1}, key="x" * length))
+        assert line.index("+", 9 + width) == 9 + 11 * width
+        assert len(line) <= 80
+        assert len(header) == (0 if length in (7, 3) else 2)
+    (fits,) = drawn(heatmap(), histogram({0: 1, 11: 1}, key="x" * 7))[2:]
+    assert len(fits) == 80
