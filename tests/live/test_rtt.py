@@ -29,18 +29,24 @@ Ends = tuple[socket.socket, socket.socket]
 
 
 def talk(client: socket.socket, accepted: socket.socket, rounds: int = ROUNDS) -> None:
-    """A byte each way, again and again: neither end sends before it was answered."""
+    """A byte each way, again and again, until all of it is acknowledged: no segment comes later."""
     for _ in range(rounds):
         client.sendall(b"x")
         accepted.recv(1)
         accepted.sendall(b"y")
         client.recv(1)
+    harness.until(lambda: unacknowledged(client) == unacknowledged(accepted) == 0)
 
 
 def of_info(connection: socket.socket, offset: int) -> int:
     """A number of struct tcp_info, include/uapi/linux/tcp.h."""
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     return int(struct.unpack_from("=I", info, offset)[0])
+
+
+def unacknowledged(connection: socket.socket) -> int:
+    """Segments (tcpi_unacked)."""
+    return of_info(connection, 24)
 
 
 def segments(connection: socket.socket) -> int:
@@ -299,7 +305,7 @@ def test_nobody_known_is_no_one_else() -> None:
             harness.connect("127.0.0.1", port) as client,
         ):
             client.sendall(b"x")
-            harness.until(lambda: of_info(client, 24) == 0)  # tcpi_unacked
+            harness.until(lambda: unacknowledged(client) == 0)
             found = [each["key"] for each in records(running)]
     assert found == [{"pid": None, "comm": None, "container": None, "cgroup_id": None}]
 
