@@ -110,6 +110,12 @@ class Session:
         for _, counts in self._tables:
             counts.add(records)
 
+    def walk(self) -> None:
+        """Before a report: what the sockets themselves have counted since the last one."""
+        for use in self.program.uses:
+            if use.way and use.way.over:
+                self.program.walk(use)
+
     def tables(self) -> Iterator[tuple[Lines, Records]]:
         """What was counted since the last call."""
         for lines, counts in self._tables:
@@ -214,6 +220,7 @@ def opened(tool: Tool, request: Request) -> Iterator[Session]:
         rodata={**filters.rodata(), **tool.rodata},
         map_entries=dict.fromkeys(tool.sockets, machinery.sockets),
         aggregates=dict.fromkeys((each.aggregate for each in tool.counted), machinery.keys),
+        contents=tool.contents,
         called=tool.called,
         attach=machinery.attach,
         btf=machinery.btf,
