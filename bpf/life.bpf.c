@@ -160,8 +160,7 @@ static __always_inline void closed(void *ctx, struct sock *sk, int oldstate, str
 	struct owner owner;
 	struct conn conn;
 
-	if (followed ? entry->part.progress != ESTABLISHED
-		     : !target_all || !is_session(oldstate))
+	if (followed ? entry->part.progress != ESTABLISHED : !target_all || !is_session(oldstate))
 		return;
 	if (entry && entry->conn.family)
 		conn = entry->conn;
