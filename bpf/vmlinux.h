@@ -33,11 +33,13 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_PERCPU_HASH = 5,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_ARRAY_OF_MAPS = 12,
 };
 enum {
 	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
+	BPF_F_NO_PREALLOC = 1,
 };
 #define BPF_F_CURRENT_CPU 0xffffffffULL
 
@@ -169,6 +171,11 @@ struct task_struct {
 	struct files_struct *files;
 	struct nsproxy *nsproxy;
 	struct css_set *cgroups;
+};
+
+/* Context of iter/bpf_map_elem (kernel/bpf/map_iter.c), Linux 5.9. */
+struct bpf_iter__bpf_map_elem {
+	void *key;
 };
 
 /* Context of iter/task_file (kernel/bpf/task_iter.c). */

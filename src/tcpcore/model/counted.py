@@ -20,17 +20,19 @@ class Counted(NamedTuple):
     """Rows of a table.
 
     aggregate: its name in C. key: the mirror of `struct <struct>`, the aggregate's key. The table's
-    row is a subclass of key, with a field for each counter of the value, `struct <struct>_count`.
+    row is a subclass of key, with a field for each counter of the value, `struct <struct>_count`,
+    and if it is timed a last one for the interval.
     """
 
     aggregate: str
     key: type[Value]
     struct: str
+    timed: bool = False
 
     def __call__(self, program: Attached) -> Rows:
         from tcpcore.model.report import Rows
 
-        return Rows(self.key, program.aggregates[self.aggregate].take)
+        return Rows(self.key, program.aggregates[self.aggregate].take, self.timed)
 
 
 class Measured(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Rodata = dict[str, int | bytes]
 """Values of read-only variables by name."""
 NO_RODATA: Rodata = {}
+NO_CONTENTS: Mapping[str, Mapping[bytes, bytes]] = {}
 Records = Sequence[Record]
 
 
@@ -139,8 +140,10 @@ class Tool(Value):
     --map-size sizes, one entry a socket. rodata: of the tool's own options. held: rows that wait
     until their tuple is complete, asked for on each drain. pending: rows asked for at the end.
     seed: a BPF iterator that runs once after the attach; needs_seed: there is no trace without it.
-    derive: opened with the trace. with_owners: the tool to run in place of this one where a filter
-    asks for the owner of a socket.
+    derive: opened with the trace. contents: of maps, by name, before the attach. interval: seconds
+    between two reports, unless --interval says so; None is never. reports: the trace ends after so
+    many. with_owners: the tool to run in place of this one where a filter asks for the owner of a
+    socket.
     """
 
     name: str
@@ -154,6 +157,9 @@ class Tool(Value):
     seed: str | None = None
     needs_seed: bool = True
     derive: Callable[[], AbstractContextManager[Derive]] | None = None
+    contents: Mapping[str, Mapping[bytes, bytes]] = NO_CONTENTS
+    interval: float | None = None
+    reports: int | None = None
     with_owners: Tool | None = None
 
     @property

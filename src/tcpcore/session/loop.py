@@ -39,9 +39,11 @@ class Loop:
     ) -> None:
         self._session, self._sink, self._is_stopped = session, sink, is_stopped
         now = time.monotonic()
-        self._left, self._interval = limits.count, limits.interval
+        tool = session.tool
+        self._left, self._interval = limits.count, limits.interval or tool.interval
+        self._reports = tool.reports
         self._end = now + limits.duration if limits.duration else float("inf")
-        self._report = now + limits.interval if limits.interval else float("inf")
+        self._report = now + self._interval if self._interval else float("inf")
         self._look = now + LOSS_PERIOD
         self.losses = Losses()
         self.is_over = False
@@ -65,7 +67,9 @@ class Loop:
         now = time.monotonic()
         last = self._is_stopped() or now >= self._end
         self._hand_on(self._session.read(last=last))
-        last = last or self._left == 0
+        if last or now >= self._report:
+            self._reports = self._reports and self._reports - 1
+        last = last or self._left == 0 or self._reports == 0
         if last or now >= self._report:
             self._give_reports(last)
         if last or now >= self._look:
@@ -85,6 +89,7 @@ class Loop:
 
     def _give_reports(self, last: bool) -> None:
         self._report += self._interval or 0
+        self._session.walk()
         for lines, records in self._session.tables():
             self._sink.report(lines, records)
         for found in self._session.histograms():

@@ -112,6 +112,12 @@ class Session:
         for _, counts in self._tables:
             counts.add(records)
 
+    def walk(self) -> None:
+        """Before a report: what the sockets themselves have counted since the last one."""
+        for use in self.program.uses:
+            if use.way and use.way.over:
+                self.program.walk(use)
+
     def tables(self) -> Iterator[tuple[Lines, Records]]:
         """What was counted since the last call."""
         for lines, counts in self._tables:
@@ -217,6 +223,7 @@ def opened(tool: Tool, request: Request) -> Iterator[Session]:
         rodata={**filters.rodata(), **tool.rodata},
         map_entries=dict.fromkeys(tool.sockets, machinery.sockets),
         aggregates={each.aggregate: _room(each, machinery) for each in tool.counted},
+        contents=tool.contents,
         called=tool.called,
         attach=machinery.attach,
         btf=machinery.btf,
