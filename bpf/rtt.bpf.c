@@ -2,15 +2,12 @@
 /* How the round-trip times of connections are distributed. */
 #include "rtt.h"
 
-/* An entry is there for its owner alone. */
-struct part {
+/* A socket adds nothing up. */
+struct sums {
 };
 
-#include "lib/accepting.bpf.h"
-#include "lib/entry.bpf.h"
 #include "lib/histogram.bpf.h"
-#include "lib/seeding.bpf.h"
-#include "lib/transitions.bpf.h"
+#include "lib/walk.bpf.h"
 
 /* What is measured, and what tells histograms apart. */
 const volatile __u8 rtt_measure; /* enum rtt_measure */
@@ -21,6 +18,8 @@ const volatile struct prefix laddr_prefix, raddr_prefix;
 
 /* Whether a filter or the key asks for owners: else a segment costs no look at the sockets. */
 const volatile bool rtt_has_owners;
+/* Each connection counts once a report, and no segments do. */
+const volatile bool rtt_by_connection;
 
 AGGREGATE(rtts, struct rtt, struct histogram);
 
@@ -163,44 +162,21 @@ int BPF_PROG(segment_raw, struct sock *sk)
 	return segment(sk, BY_HELPER);
 }
 
-/* Owners: those who connect or accept, while segments come. */
+/* Of the walk. Where segments count, sockets are followed for their owners alone. */
 
-static __always_inline bool concerns(int oldstate, int newstate)
+static __always_inline void sum_up(struct sums *sums, struct sock *sk)
 {
-	return newstate == TCP_SYN_SENT || is_new_child(oldstate, newstate);
 }
 
-static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
-				       const bool owned, const bool direct)
+/* Before each report, and at the end of the connection. */
+static __always_inline void account(struct sock *sk, const struct conn *conn,
+				    const struct owner *owner, const struct sums *before,
+				    const struct sums *now)
 {
-	struct entry begun = {};
-	struct owner owner;
+	__u32 rtt_us;
 
-	if (reject(sk, oldstate, newstate, direct))
-		return;
-	if (newstate == TCP_SYN_SENT) {
-		own(&owner, &begun, sk, ROLE_ACTIVE, direct);
-		follow(sk, &begun);
-	} else {
-		forget(sk); /* an older socket had the address, and its end was missed */
-	}
-}
-
-static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct)
-{
-	struct entry unseen = {};
-
-	own_accepted(sk, &unseen, direct);
-}
-
-static __always_inline bool seeded(struct part *part, struct sock *sk, int state)
-{
-	return state == TCP_ESTABLISHED || state == TCP_SYN_SENT;
-}
-
-static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
-{
-	forget(sk);
+	if (rtt_by_connection && read_rtt(&rtt_us, sk))
+		count(rtt_us, conn, owner);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

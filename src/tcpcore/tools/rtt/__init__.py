@@ -11,7 +11,7 @@ from tcpcore.errors import OptionError
 from tcpcore.loader import Slot, Way
 from tcpcore.model.counted import Measured
 from tcpcore.model.option import Option
-from tcpcore.model.slots import ACCEPTING, TRANSITIONS, optional
+from tcpcore.model.slots import ACCEPTING, TRANSITIONS, WALK, optional
 from tcpcore.model.tool import Histograms, Rodata, Tool
 
 if TYPE_CHECKING:
@@ -33,14 +33,15 @@ SEGMENTS = (
     ),
 )
 
+_FOLLOWING = TRANSITIONS + optional(ACCEPTING)
+
 _MEASURES = ("srtt", "min_rtt", "jitter")  # enum rtt_measure
 
 TOOL = Tool(
     name="rtt",
     kinds=(Histograms(Measured("rtts", "srtt", "us")),),
-    slots=TRANSITIONS + optional(ACCEPTING) + SEGMENTS,
+    slots=_FOLLOWING + SEGMENTS + WALK,
     sockets=("sockets",),
-    rodata={"rtt_has_owners": True},
     seed="iter/task_file",
     needs_seed=False,
 )
@@ -48,7 +49,7 @@ TOOL = Tool(
 EXAMPLES = (
     ("rtt --by raddr/24 -e -d 60", "per network of peers, with percentiles"),
     ("rtt -L 443 -i 10 -T", "of a server, every ten seconds"),
-    ("rtt --heatmap -m", "a line a second, as a picture"),
+    ("rtt --weight connection --heatmap", "each connection once a second, as a picture"),
 )
 
 # Those of tcprtt; its -p and -D have another meaning in all tools of ours.
@@ -65,6 +66,10 @@ def tool(
     ] = "",
     byladdr: Annotated[bool, Option("As --by laddr.", ("--byladdr", "-b"))] = False,
     byraddr: Annotated[bool, Option("As --by raddr.", ("--byraddr", "-B"))] = False,
+    weight: Annotated[
+        str,
+        Option("What counts: each segment, or each connection once.", metavar="segment|connection"),
+    ] = "segment",
     min_rtt: Annotated[bool, Option("The shortest round-trip time of late instead.")] = False,
     jitter: Annotated[bool, Option("How much the round-trip time varies instead.")] = False,
     millisecond: Annotated[
@@ -76,26 +81,35 @@ def tool(
 ) -> Tool:
     """by: what has a histogram of its own, as raddr, raddr/24 or raddr/24,64 (IPv4, IPv6), lport,
     rport, process, container, netns, or several with commas. byladdr, byraddr: short for two of
-    them. min_rtt, jitter: another measure than the smoothed round-trip time. millisecond: not
-    microseconds. extension: text has the average and percentiles, too."""
+    them. weight: "segment", or "connection", of which each counts once a report. min_rtt, jitter:
+    another measure than the smoothed round-trip time. millisecond: not microseconds. extension:
+    text has the average and percentiles, too."""
     if min_rtt and jitter:
         raise OptionError("jitter", "and `min_rtt`: one of them")
-    measure = _MEASURES.index("min_rtt" if min_rtt else "jitter" if jitter else "srtt")
-    source = Measured("rtts", _MEASURES[measure], "ms" if millisecond else "us")
-    rodata: Rodata = {"rtt_measure": measure, "rtt_in_ms": millisecond}
+    if weight not in ("segment", "connection"):
+        raise OptionError("weight", f"'{weight}' is neither segment nor connection")
+    number = _MEASURES.index("min_rtt" if min_rtt else "jitter" if jitter else "srtt")
+    source = Measured("rtts", _MEASURES[number], "ms" if millisecond else "us")
+    rodata: Rodata = {"rtt_measure": number, "rtt_in_ms": millisecond}
     asked = ",".join([by] * bool(by) + ["laddr"] * byladdr + ["raddr"] * byraddr)
     keys = _keys(asked) if asked else None
     if keys:
         source = source._replace(key=keys.key, struct="rtt", show=keys.show)
         rodata |= keys.rodata()
-    kinds = (Histograms(source, summary=extension),)
-    with_owners = TOOL._replace(kinds=kinds, rodata=rodata | TOOL.rodata)
-    if keys and keys.has_owners:
-        return with_owners
-    # Most runs ask for no owner, and follow no socket.
-    return with_owners._replace(
-        slots=SEGMENTS, sockets=(), rodata=rodata, seed=None, with_owners=with_owners
+    whole = TOOL._replace(kinds=(Histograms(source, summary=extension),), rodata=rodata)
+    if weight == "connection":
+        return whole._replace(slots=_FOLLOWING + WALK, rodata=rodata | {"rtt_by_connection": True})
+    return _of_segments(whole, has_owners=bool(keys and keys.has_owners))
+
+
+def _of_segments(whole: Tool, has_owners: bool) -> Tool:
+    """Most runs ask for no owner, and follow no socket."""
+    following = whole._replace(
+        slots=_FOLLOWING + SEGMENTS, rodata=whole.rodata | {"rtt_has_owners": True}
     )
+    if has_owners:
+        return following
+    return whole._replace(slots=SEGMENTS, sockets=(), seed=None, with_owners=following)
 
 
 def _keys(text: str) -> Keys:
