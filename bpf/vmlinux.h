@@ -236,6 +236,14 @@ struct tcp_sock {
 	__u32 srtt_us; /* times 8 */
 	__u32 mdev_us; /* times 4 */
 	struct minmax rtt_min;
+	__u32 snd_cwnd;
+	__u32 mss_cache;
+	__u32 rcv_ooopack;
+	__u32 rate_delivered;
+	__u32 rate_interval_us;
+	__u8 chrono_type : 2; /* a whole byte since Linux 6.9 */
+	__u32 chrono_start;
+	__u32 chrono_stat[3];
 };
 
 #pragma clang attribute pop

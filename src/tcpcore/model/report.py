@@ -22,11 +22,17 @@ class Rows:
     """A table's Counts: the rows since the last call, those with the highest first counter on top.
 
     One row at the end has what found no room, and what would make the report too long. timed: rows
-    end with the nanoseconds since the last call.
+    end with the nanoseconds since the last call. finish: makes other rows of these.
     """
 
-    def __init__(self, key: type[Value], take: Callable[[], Counters], timed: bool = False) -> None:
-        self._take = take
+    def __init__(
+        self,
+        key: type[Value],
+        take: Callable[[], Counters],
+        timed: bool = False,
+        finish: Callable[[list[Record]], list[Record]] | None = None,
+    ) -> None:
+        self._take, self._finish = take, finish
         self._layout, self._blank = fields.layout(key), _blank(key)
         self._timed, self._before = timed, clock.monotonic_ns()
 
@@ -42,7 +48,9 @@ class Rows:
         rest = [counters for _, counters in rows[MOST_ROWS:]] + ([no_room] if no_room else [])
         if rest:
             shown.append((*self._blank, *map(sum, zip(*rest, strict=True))))
-        return self._with_interval(shown) if self._timed else shown
+        if self._timed:
+            shown = self._with_interval(shown)
+        return self._finish(shown) if self._finish else shown
 
     def _with_interval(self, rows: list[Record]) -> list[Record]:
         before, self._before = self._before, clock.monotonic_ns()

@@ -53,17 +53,31 @@ class Column(NamedTuple):
         return (text[: self.width] if self.cut else text).ljust(self.width)
 
 
+class Ranking:
+    """What rows are ordered by: one of several names, which a user may change while it runs."""
+
+    def __init__(self, orders: Sequence[str], order: str) -> None:
+        self.orders, self.order = orders, order
+
+    def turn(self) -> None:
+        """To the next one."""
+        self.order = self.orders[(self.orders.index(self.order) + 1) % len(self.orders)]
+
+
 class Lines(Value):
     """Rows, and how they are shown.
 
     row: a class whose fields are of the kinds in fields.py. columns, wide: of the text table,
-    and with --wide. record: the type of their JSON objects.
+    and with --wide. record: the type of their JSON objects. title: a line above each block of the
+    text. ranking: the order of the rows; they are shown in place on a terminal.
     """
 
     row: type[Value]
     columns: tuple[Column, ...]
     wide: tuple[Column, ...]
     record: str = "flow"
+    title: Callable[[], str] | None = None
+    ranking: Ranking | None = None
 
 
 class Sweep(NamedTuple):
