@@ -135,6 +135,17 @@ def test_sockets_are_followed_only_where_owners_are_asked_for() -> None:
     assert followed(rtt.tool(by="raddr,process"))
 
 
+def test_connections_are_walked_over() -> None:
+    walked = rtt.tool(weight="connection", by="process", jitter=True)
+    assert "walk over the sockets" in {slot.name for slot in walked.slots}
+    assert "segments received" not in {slot.name for slot in walked.slots}
+    assert walked.sockets and walked.seed and walked.rodata["rtt_by_connection"]
+    assert rtt.tool(weight="connection").with_owners is None
+    assert rtt.tool(weight="segment") == rtt.tool()
+    with pytest.raises(OptionError, match="weight: 'byte' is neither segment nor connection"):
+        rtt.tool(weight="byte")
+
+
 def test_short_options_of_the_original() -> None:
     both = rtt.tool(byladdr=True, byraddr=True)
     assert both.rodata == rtt.tool(by="laddr,raddr").rodata
