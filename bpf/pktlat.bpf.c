@@ -6,7 +6,7 @@
 
 /*
  * When the data in a socket's receive queue came. An arrival is known by the sequence number at
- * which it begins; it has all bytes up to the next arrival, or up to the end of the queue.
+ * which it begins; it has all bytes up to the next one that is kept, or up to the end of the queue.
  *
  * All of it is read and written under the socket's lock.
  */
@@ -15,6 +15,8 @@ struct part {
 	__u32 seq[ARRIVALS];
 	__u32 first;  /* number of the arrival that has the first unread byte */
 	__u32 next;   /* number that the next arrival will have */
+	__u32 stride; /* arrivals that share a place, once there are too many of them */
+	__u32 more;   /* arrivals that the last place is still to take */
 	__u32 unread; /* sequence number of the first unread byte */
 	__u32 seen;   /* end of the last segment that was seen */
 };
@@ -48,8 +50,8 @@ static __always_inline __u32 place(__u32 number)
 }
 
 /*
- * Makes room: of the arrivals, the second, the fourth and so on become part of the one before. So
- * no byte ever seems to have come later than it did, and the oldest ones stay exact.
+ * Makes room: of the arrivals, the second, the fourth and so on become part of the one before, and
+ * later ones come together likewise. So no byte ever seems to have come later than it did.
  */
 static __always_inline void thin_out(struct part *part)
 {
@@ -61,20 +63,40 @@ static __always_inline void thin_out(struct part *part)
 		part->seq[to] = part->seq[from];
 	}
 	part->next = part->first + ARRIVALS / 2;
+	part->stride *= 2;
+}
+
+static __always_inline __u32 kept(const struct part *part)
+{
+	return part->next - part->first;
+}
+
+/* A place for an arrival. Once the reader catches up, there is room for each of them again. */
+static __always_inline void keep(struct part *part, __u32 seq)
+{
+	if (kept(part) >= ARRIVALS)
+		thin_out(part);
+	else if (kept(part) < ARRIVALS / 4)
+		part->stride = part->stride / 2 ?: 1;
+	part->seq[place(part->next)] = seq;
+	part->ts_ns[place(part->next)] = bpf_ktime_get_ns();
+	part->next++;
+	part->more = part->stride - 1;
 }
 
 /* Data comes that begins at rcv_nxt, the end of what is there. */
 static __always_inline void add_arrival(struct part *part, __u32 rcv_nxt)
 {
-	if (part->unread == rcv_nxt)
+	if (part->unread == rcv_nxt) {
 		part->first = part->next; /* all is read that came before */
-	else if (part->next != part->first && part->seq[place(part->next - 1)] == rcv_nxt)
+		part->stride = 1;
+	} else if (kept(part) && part->seq[place(part->next - 1)] == rcv_nxt) {
 		part->next--; /* the kernel dropped that segment: nothing has come since */
-	if (part->next - part->first >= ARRIVALS)
-		thin_out(part);
-	part->seq[place(part->next)] = rcv_nxt;
-	part->ts_ns[place(part->next)] = bpf_ktime_get_ns();
-	part->next++;
+	} else if (part->more) {
+		part->more--;
+		return;
+	}
+	keep(part, rcv_nxt);
 }
 
 /*
@@ -203,8 +225,7 @@ static __always_inline void advance(struct part *part, __u32 copied_seq)
 	part->unread = copied_seq;
 #pragma clang loop unroll(disable)
 	for (__u32 i = 1; i < ARRIVALS; i++) {
-		if (part->next - part->first < 2 ||
-		    is_before(copied_seq, part->seq[place(part->first + 1)]))
+		if (kept(part) < 2 || is_before(copied_seq, part->seq[place(part->first + 1)]))
 			return;
 		part->first++;
 	}

@@ -19,6 +19,7 @@ struct pktlat_event {
 struct pktlat {
 	__u32 pid;
 	char comm[16];
+	__u8 pad[4];
 };
 
 #endif /* TCPCORE_PKTLAT_H */
