@@ -57,7 +57,8 @@ def unread(receiver: socket.socket) -> int:
 
 
 def send(sender: socket.socket, receiver: socket.socket, data: bytes) -> Span:
-    """Returns when all of it can be read."""
+    """Returns when all of it can be read. Not after other data was acknowledged (Nagle)."""
+    sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     expected = unread(receiver) + len(data)
     begin = time.monotonic_ns()
     sender.sendall(data)
@@ -339,17 +340,17 @@ def test_what_came_too_early(attach: str, net: Net) -> None:
             client = harness.connect(*server.getsockname())
         with client, server.accept()[0] as accepted:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with harness.lossy(harness.first(1)):
+            with harness.lossy("numgen inc mod 2 == 0"):  # the first one, twice
                 client.sendall(b"x" * 500)
                 client.sendall(b"x" * 500)
-                gaps = [time.monotonic_ns()]
+                looks = [time.monotonic_ns()]
                 while unread(accepted) < 1000:
-                    gaps.append(time.monotonic_ns())
-            complete = Span(gaps[-1], time.monotonic_ns())
+                    looks.append(time.monotonic_ns())
+            complete = Span(looks[-2], time.monotonic_ns())
             time.sleep(0.02)
-            reads = [timed(lambda: accepted.recv(400)) for _ in range(3)]
+            reads = [timed(lambda: accepted.recv(250)) for _ in range(4)]
             rows = of(running, accepted)
-    assert len(gaps) > 10  # it was sent again
+    assert len(looks) > 10  # it was sent again
     for event, read in zip(rows, reads, strict=True):
         check_wait(event, complete, read)
 
@@ -395,7 +396,8 @@ def test_a_reader_that_catches_up_is_told_exactly_again(attach: str) -> None:
             reads.append(timed(lambda: accepted.recv(1)))
             sent += staggered(client, accepted, 1)
         rows = of(running, accepted)
-    for event, span, read in list(zip(rows[2:], sent, reads[1:], strict=False))[-20:]:
+    # The first read took several of the kernel's buffers. sent[0] is read by reads[1].
+    for event, span, read in zip(rows[-20:], sent[39:59], reads[-20:], strict=True):
         check_wait(event, span, read)
 
 
@@ -508,7 +510,7 @@ def test_histograms_by_process(attach: str) -> None:
         ("histogram", "latency", "us")
     }
     assert mine["count"] == 3 and 60_000 <= mine["sum"]
-    assert childs["count"] == 1 and 300_000 <= childs["sum"]
+    assert childs["count"] == 1 and childs["sum"] >= 300_000
     ((lower, upper, number),) = childs["buckets"]
     assert number == 1 and lower <= childs["sum"] <= upper
     assert (found_longer[me]["count"], found_longer[child, "child"]["count"]) == (2, 1)
@@ -618,14 +620,15 @@ def test_api() -> None:
     import tcpcore
     from tcpcore.tools import pktlat
 
-    with harness.pair() as (client, accepted):
-        with tcpcore.trace(
-            "pktlat", min_us=10.0, tid=threading.get_native_id(), count=1, duration=30
-        ) as events:
-            send(client, accepted, b"x")
-            time.sleep(0.001)
-            accepted.recv(1)
-            (event,) = list(events)
+    mine = threading.get_native_id()
+    with (
+        harness.pair() as (client, accepted),
+        tcpcore.trace("pktlat", min_us=10.0, tid=mine, count=1, duration=30) as events,
+    ):
+        send(client, accepted, b"x")
+        time.sleep(0.001)
+        accepted.recv(1)
+        (event,) = list(events)
     assert isinstance(event, pktlat.Event)
     assert (event.pid, event.tid) == (os.getpid(), threading.get_native_id())
     assert event.latency_ns >= 10_000

@@ -38,13 +38,13 @@ class Key(Value):
     comm: fields.Comm
 
 
-_MS = col.millis("MS", "latency_ns", 0, digits=2)
+_MS = col.millis("MS", "latency_ns", 8, digits=2)
 _READER = (col.pid(7), col.TID, col.comm(16))
 
 _LINES = Lines(
     Event,
     columns=(*_READER, *col.local_remote(15), _MS),
-    wide=(*_READER, col.IP, *col.local_remote(39), _MS._replace(width=10), col.UID, col.NETNS),
+    wide=(*_READER, col.IP, *col.local_remote(39), _MS, col.UID, col.NETNS),
     record="event",
 )
 
@@ -77,7 +77,7 @@ TOOL = Tool(
 
 EXAMPLES = (
     ("pktlat 1000 --comm nginx", "of nginx, waits of 1 ms or more"),
-    ("pktlat --hist -i 10", "histograms by process, every ten seconds"),
+    ("pktlat --hist -i 10", "by process, every ten seconds"),
     ("pktlat -L 5432 --csv -o pktlat.csv", "of a server, into a file"),
 )
 
