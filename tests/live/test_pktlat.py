@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import contextlib
 import csv
-import ctypes
 import fcntl
 import os
 import socket
@@ -509,7 +508,7 @@ def test_histograms_by_process(attach: str) -> None:
     assert {(r["type"], r["measure"], r["unit"]) for r in found.values()} == {
         ("histogram", "latency", "us")
     }
-    assert mine["count"] == 3 and 60_000 <= mine["sum"]
+    assert mine["count"] == 3 and mine["sum"] >= 60_000
     assert childs["count"] == 1 and childs["sum"] >= 300_000
     ((lower, upper, number),) = childs["buckets"]
     assert number == 1 and lower <= childs["sum"] <= upper
