@@ -229,6 +229,8 @@ struct tcp_sock {
 	__u64 bytes_received;
 	__u64 bytes_sent;
 	__u64 bytes_retrans;
+	__u32 rcv_nxt;
+	__u32 copied_seq;
 	__u32 snd_una;
 	__u32 write_seq;
 	__u32 total_retrans;
@@ -243,6 +245,16 @@ struct tcp_sock {
 	__u8 chrono_type : 2; /* a whole byte since Linux 6.9 */
 	__u32 chrono_start;
 	__u32 chrono_stat[3];
+};
+
+struct sk_buff {
+	char cb[48]; /* of a TCP segment: struct tcp_skb_cb */
+};
+
+struct tcp_skb_cb {
+	__u32 seq;
+	__u32 end_seq;
+	__u16 tcp_flags; /* __u8 before Linux 6.15; FIN is in the first byte either way */
 };
 
 #pragma clang attribute pop
@@ -281,6 +293,7 @@ enum { /* include/net/tcp_states.h */
        TCP_NEW_SYN_RECV,
 };
 
+#define TCPHDR_FIN 1	/* include/net/tcp.h */
 #define SHUTDOWN_MASK 3 /* include/net/sock.h: RCV_SHUTDOWN | SEND_SHUTDOWN */
 
 #define SOCK_DEAD 0	      /* enum sock_flags: no process has it any more */
