@@ -41,6 +41,11 @@ enum {
 };
 #define BPF_F_CURRENT_CPU 0xffffffffULL
 
+/* The helpers that a kernel may lack; the kernel's own list is in its BTF. */
+enum bpf_func_id {
+	BPF_FUNC_task_pt_regs = 175,
+};
+
 /* Not relocated: the register frame is part of each architecture's ABI. */
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
@@ -91,8 +96,13 @@ struct ns_common {
 	unsigned int inum;
 };
 
+struct netns_core {
+	int sysctl_somaxconn;
+};
+
 struct net {
 	struct ns_common ns;
+	struct netns_core core;
 };
 
 typedef struct {
@@ -163,6 +173,7 @@ struct css_set {
 
 struct task_struct {
 	unsigned int flags;
+	void *stack;
 	int pid;
 	int tgid;
 	char comm[16];
@@ -184,6 +195,7 @@ struct sock_common {
 	__u16 skc_num;
 	unsigned short skc_family;
 	unsigned char skc_state;
+	unsigned char skc_ipv6only : 1;
 	unsigned long skc_flags;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
@@ -196,6 +208,7 @@ struct sock {
 	struct socket *sk_socket;
 	kuid_t sk_uid;
 	int sk_err;
+	__u32 sk_max_ack_backlog; /* of a listener: how many connections may wait for accept() */
 	__u16 sk_type;
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
