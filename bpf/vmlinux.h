@@ -81,6 +81,18 @@ struct trace_event_raw_sys_exit {
 	long ret;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct list_head {
+	struct list_head *next;
+};
+
+struct sk_buff {
+	__be16 protocol;
+};
+
 struct in6_addr {
 	union {
 		__u8 u6_addr8[16];
@@ -100,9 +112,15 @@ struct netns_core {
 	int sysctl_somaxconn;
 };
 
+/* An int before Linux 5.13: the low byte is where it was, as all our architectures are little-endian. */
+struct netns_ipv4 {
+	__u8 sysctl_tcp_syncookies;
+};
+
 struct net {
 	struct ns_common ns;
 	struct netns_core core;
+	struct netns_ipv4 ipv4;
 };
 
 typedef struct {
@@ -207,8 +225,11 @@ struct sock {
 	socket_lock_t sk_lock;
 	struct socket *sk_socket;
 	kuid_t sk_uid;
+	atomic_t sk_drops;
 	int sk_err;
-	__u32 sk_max_ack_backlog; /* of a listener: how many connections may wait for accept() */
+	/* Of a listener: connections that wait for accept(), and how many may. */
+	__u32 sk_ack_backlog;
+	__u32 sk_max_ack_backlog;
 	__u16 sk_type;
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
@@ -216,6 +237,14 @@ struct sock {
 
 struct inet_sock {
 	__be16 inet_sport;
+};
+
+struct request_sock_queue {
+	atomic_t qlen; /* the SYN queue: requests whose handshake is not over */
+};
+
+struct inet_connection_sock {
+	struct request_sock_queue icsk_accept_queue;
 };
 
 /* Absent where the kernel is built without MPTCP. */
@@ -241,6 +270,7 @@ struct tcp_sock {
 	bool is_mptcp; /* a subflow; absent where the kernel is built without MPTCP */
 	__u32 srtt_us; /* times 8 */
 	struct minmax rtt_min;
+	struct list_head tsorted_sent_queue;
 };
 
 #pragma clang attribute pop
@@ -258,6 +288,7 @@ struct sockaddr_in6 {
 #define SOCKADDR_IN_SIZE 16
 
 /* Macros and enumerators that BTF does not carry or that never change. */
+#define ETH_P_IP 0x0800
 #define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1
