@@ -93,6 +93,7 @@ struct list_head {
 
 struct sk_buff {
 	__be16 protocol;
+	char cb[48]; /* of a TCP segment: struct tcp_skb_cb */
 };
 
 struct in6_addr {
@@ -288,10 +289,6 @@ struct tcp_sock {
 	__u32 chrono_start;
 	__u32 chrono_stat[3];
 	struct list_head tsorted_sent_queue;
-};
-
-struct sk_buff {
-	char cb[48]; /* of a TCP segment: struct tcp_skb_cb */
 };
 
 struct tcp_skb_cb {
