@@ -43,6 +43,11 @@ enum {
 };
 #define BPF_F_CURRENT_CPU 0xffffffffULL
 
+/* The helpers that a kernel may lack; the kernel's own list is in its BTF. */
+enum bpf_func_id {
+	BPF_FUNC_task_pt_regs = 175,
+};
+
 /* Not relocated: the register frame is part of each architecture's ABI. */
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
@@ -78,6 +83,19 @@ struct trace_event_raw_sys_exit {
 	long ret;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct list_head {
+	struct list_head *next;
+};
+
+struct sk_buff {
+	__be16 protocol;
+	char cb[48]; /* of a TCP segment: struct tcp_skb_cb */
+};
+
 struct in6_addr {
 	union {
 		__u8 u6_addr8[16];
@@ -93,8 +111,19 @@ struct ns_common {
 	unsigned int inum;
 };
 
+struct netns_core {
+	int sysctl_somaxconn;
+};
+
+/* An int before Linux 5.13: the low byte is where it was, as all our architectures are little-endian. */
+struct netns_ipv4 {
+	__u8 sysctl_tcp_syncookies;
+};
+
 struct net {
 	struct ns_common ns;
+	struct netns_core core;
+	struct netns_ipv4 ipv4;
 };
 
 typedef struct {
@@ -165,6 +194,7 @@ struct css_set {
 
 struct task_struct {
 	unsigned int flags;
+	void *stack;
 	int pid;
 	int tgid;
 	char comm[16];
@@ -191,6 +221,7 @@ struct sock_common {
 	__u16 skc_num;
 	unsigned short skc_family;
 	unsigned char skc_state;
+	unsigned char skc_ipv6only : 1;
 	unsigned long skc_flags;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
@@ -202,7 +233,11 @@ struct sock {
 	socket_lock_t sk_lock;
 	struct socket *sk_socket;
 	kuid_t sk_uid;
+	atomic_t sk_drops;
 	int sk_err;
+	/* Of a listener: connections that wait for accept(), and how many may. */
+	__u32 sk_ack_backlog;
+	__u32 sk_max_ack_backlog;
 	__u16 sk_type;
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
@@ -210,6 +245,14 @@ struct sock {
 
 struct inet_sock {
 	__be16 inet_sport;
+};
+
+struct request_sock_queue {
+	atomic_t qlen; /* the SYN queue: requests whose handshake is not over */
+};
+
+struct inet_connection_sock {
+	struct request_sock_queue icsk_accept_queue;
 };
 
 /* Absent where the kernel is built without MPTCP. */
@@ -229,6 +272,8 @@ struct tcp_sock {
 	__u64 bytes_received;
 	__u64 bytes_sent;
 	__u64 bytes_retrans;
+	__u32 rcv_nxt;
+	__u32 copied_seq;
 	__u32 snd_una;
 	__u32 write_seq;
 	__u32 total_retrans;
@@ -244,6 +289,13 @@ struct tcp_sock {
 	__u8 chrono_type : 2; /* a whole byte since Linux 6.9 */
 	__u32 chrono_start;
 	__u32 chrono_stat[3];
+	struct list_head tsorted_sent_queue;
+};
+
+struct tcp_skb_cb {
+	__u32 seq;
+	__u32 end_seq;
+	__u16 tcp_flags; /* __u8 before Linux 6.15; FIN is in the first byte either way */
 };
 
 #pragma clang attribute pop
@@ -261,6 +313,7 @@ struct sockaddr_in6 {
 #define SOCKADDR_IN_SIZE 16
 
 /* Macros and enumerators that BTF does not carry or that never change. */
+#define ETH_P_IP 0x0800
 #define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1
@@ -282,6 +335,7 @@ enum { /* include/net/tcp_states.h */
        TCP_NEW_SYN_RECV,
 };
 
+#define TCPHDR_FIN 1	/* include/net/tcp.h */
 #define SHUTDOWN_MASK 3 /* include/net/sock.h: RCV_SHUTDOWN | SEND_SHUTDOWN */
 
 #define SOCK_DEAD 0	      /* enum sock_flags: no process has it any more */

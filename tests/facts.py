@@ -53,6 +53,8 @@ def of(tool: str) -> Facts:
 
 
 def streams() -> list[str]:
-    """The tools that show events. All filters are tried on them: they are the same in all tools."""
+    """The tools that show events of connections. All filters are tried on them: they are the same
+    in all tools. One that shows listeners alone tries them in tests of its own."""
     made = {name: importlib.import_module(f"tcpcore.tools.{name}").TOOL for name in tools.names()}
-    return [name for name, tool in made.items() if tool.stream]
+    shown = [name for name, tool in made.items() if tool.stream]
+    return [name for name in shown if of(name).reset + of(name).closed]

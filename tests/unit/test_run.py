@@ -70,6 +70,7 @@ class FakeSession:
         self.tool = CONNLAT
         self.counted = 0
         self.waited: list[float] = []
+        self.asked: list[tuple[Sweep, int]] = []
         self.at_wait: Callable[[int], None] = lambda number: None
         self.program = SimpleNamespace(
             rings={"events": SimpleNamespace(size=2 << 20)},
@@ -98,6 +99,10 @@ class FakeSession:
     def read(self, last: bool = False) -> list[Any]:
         number = -1 if last else len(self.waited)
         return [event(CONNLAT, pid=number % 1000 + i) for i in range(self._events.get(number, 0))]
+
+    def swept(self, rows: Sweep) -> list[Any]:
+        self.asked.append((rows, self.counted))
+        return [event(CONNLAT), event(CONNLAT)]
 
     def losses(self) -> Losses:
         return self._lost
@@ -293,6 +298,32 @@ def test_what_the_kernel_counts_has_no_number_of_events(clock: Clock) -> None:
         loop.check(in_kernel, Limits(duration=1))
         with pytest.raises(OptionError, match="count: this is counted in the kernel"):
             loop.check(in_kernel, Limits(count=1))
+
+
+def test_what_a_report_asks_for_has_no_number_of_events() -> None:
+    asking = CONNLAT._replace(kinds=(TABLE,), asked=Sweep("sockets", "raw_tp"))
+    with pytest.raises(OptionError, match="count: this is counted in the kernel"):
+        loop.check(asking, Limits(count=1))
+
+
+ASKED = Sweep("sockets", "raw_tp")
+
+
+def test_each_report_asks_first(clock: Clock) -> None:
+    """What is told is counted before the report is made."""
+    session = Run(clock, events={1: 3})
+    session.session.tool = CONNLAT._replace(kinds=(TABLE,), asked=ASKED)
+    session.run(interval=0.2, duration=0.3)
+    assert session.session.asked == [(ASKED, 3), (ASKED, 5)]
+    assert session.session.counted == 7
+
+
+def test_a_trace_at_once_waits_for_nothing(clock: Clock) -> None:
+    session = Run(clock)
+    session.session.tool = CONNLAT._replace(kinds=(TABLE,), asked=ASKED, at_once=True)
+    session.run(duration=60)
+    assert session.session.waited == [0.0]
+    assert session.session.asked == [(ASKED, 0)]
 
 
 def test_a_stamp_stands_before_a_block_of_histograms() -> None:

@@ -14,6 +14,7 @@ import pytest
 from tcpcore.errors import LibbpfError
 from tcpcore.loader import Attached, RingSize
 from tcpcore.loader.perf import Batch
+from tcpcore.model import fields
 from tcpcore.model.counted import Counted, Measured
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.histogram import Histogram
@@ -320,6 +321,18 @@ def test_a_snapshot_is_asked_for_and_comes_whole() -> None:
     ((of, records),) = at_work.snapshots()
     assert (of, times(list(records))) == (OPEN.lines, [NOW + 1, NOW + 2])
     assert program.called == [("take",), ("raw_tp/open", 7), ("take",)]
+
+
+def test_what_is_asked_for_comes_in_parts_that_fit_into_a_ring() -> None:
+    program = FakeProgram(*(batch(i) for i in (2, 1, 3)))
+    size = 2 * fields.layout(TOOL.event).stride
+    program.rings["events"].size = 2 * size  # half of it is two records
+    program.keys["listeners"] = [bytes([i]) for i in range(5)]
+    records = trace(program).swept(Sweep("listeners", "raw_tp/tell"))
+    assert times(records) == [2, 1, 3]
+    asked = [x if x == "take" else int(*rest) for x, *rest in program.called]
+    assert [x for x in asked if x != "take"] == [1, 0, 3, 2, 4]
+    assert [i for i, x in enumerate(asked) if x == "take"] == [2, 5, 7]
 
 
 class FakeCounts:

@@ -66,6 +66,9 @@ class Distributions:
     def __init__(self, of: Measured, take: Callable[[], Counters]) -> None:
         self._of, self._take = of, take
 
+    def add(self, records: Sequence[Record]) -> None:
+        """The kernel counts."""
+
     def take(self) -> list[Histogram]:
         found = [(any(key), self._histogram(key, *of)) for key, of in self._take().items()]
         found.sort(key=lambda each: (not each[0], -each[1].count))

@@ -120,8 +120,10 @@ class Table(NamedTuple):
 
 
 class Measures(Protocol):
-    """Where histograms come from: what was measured since the last call."""
+    """Where histograms come from. add: the events of a batch, for what measures here. take:
+    what was measured since the last call."""
 
+    def add(self, records: Records) -> None: ...
     def take(self) -> list[Histogram]: ...
 
 
@@ -153,11 +155,12 @@ class Tool(Value):
     the C struct `<name>_event`; a tool that sends no events has none. sockets: the maps that
     --map-size sizes, one entry a socket. rodata: of the tool's own options. held: rows that wait
     until their tuple is complete, asked for on each drain. pending: rows asked for at the end.
-    seed: a BPF iterator that runs once after the attach; needs_seed: there is no trace without it.
-    derive: opened with the trace. contents: of maps, by name, before the attach. interval: seconds
-    between two reports, unless --interval says so; None is never. reports: the trace ends after so
-    many. with_owners: the tool to run in place of this one where a filter asks for the owner of a
-    socket.
+    asked: events asked for before each report, whose tables count them. at_once: the trace ends
+    with its first report, for which nothing is waited for. seed: a BPF iterator that runs once
+    after the attach; needs_seed: there is no trace without it. derive: opened with the trace.
+    contents: of maps, by name, before the attach. interval: seconds between two reports, unless
+    --interval says so; None is never. reports: the trace ends after so many. with_owners: the tool
+    to run in place of this one where a filter asks for the owner of a socket.
     """
 
     name: str
@@ -168,6 +171,8 @@ class Tool(Value):
     rodata: Rodata = NO_RODATA
     held: Sweep | None = None
     pending: Sweep | None = None
+    asked: Sweep | None = None
+    at_once: bool = False
     seed: str | None = None
     needs_seed: bool = True
     derive: Callable[[], AbstractContextManager[Derive]] | None = None
@@ -195,7 +200,7 @@ class Tool(Value):
     def sweeps(self) -> tuple[Sweep, ...]:
         """All rows that wait in BPF."""
         snapshots = (kind.rows for kind in self.kinds if isinstance(kind, Snapshot))
-        return tuple(rows for rows in (self.held, self.pending, *snapshots) if rows)
+        return tuple(rows for rows in (self.held, self.pending, self.asked, *snapshots) if rows)
 
     @property
     def called(self) -> tuple[str, ...]:

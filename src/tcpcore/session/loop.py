@@ -18,7 +18,7 @@ LOSS_PERIOD = 1.0  # seconds between two looks at the loss counters
 
 def check(tool: Tool, limits: Limits) -> None:
     """Raises OptionError for a limit that the tool does not know."""
-    if limits.count is not None and len(tool.counted) == len(tool.kinds):
+    if limits.count is not None and (tool.asked or len(tool.counted) == len(tool.kinds)):
         problem = "this is counted in the kernel, where no number ends it; a duration does"
         raise OptionError("count", problem)
 
@@ -42,7 +42,8 @@ class Loop:
         tool = session.tool
         self._left, self._interval = limits.count, limits.interval or tool.interval
         self._reports = tool.reports
-        self._end = now + limits.duration if limits.duration else float("inf")
+        duration = 0.0 if tool.at_once else limits.duration or float("inf")
+        self._end = now + duration
         self._report = now + self._interval if self._interval else float("inf")
         self._look = now + LOSS_PERIOD
         self.losses = Losses()
@@ -90,6 +91,8 @@ class Loop:
     def _give_reports(self, last: bool) -> None:
         self._report += self._interval or 0
         self._session.walk()
+        if asked := self._session.tool.asked:
+            self._hand_on(self._session.swept(asked))
         for lines, records in self._session.tables():
             self._sink.report(lines, records)
         for found in self._session.histograms():

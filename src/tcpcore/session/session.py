@@ -107,10 +107,23 @@ class Session:
         self._young = records[ready:]
         return self._derive(records[:ready]) if self._derive else records[:ready]
 
+    def swept(self, rows: Sweep) -> list[Record]:
+        """All rows that BPF has to be asked for, and whatever came meanwhile."""
+        keys, records = self._keys(rows), []
+        # What many sockets tell would not fit into a ring: half a ring at a time.
+        part = max(1, self._buffer.size // (2 * self._layout.stride))
+        while keys:
+            self._ask(rows, keys[:part])
+            records += self._drain(last=True)
+            del keys[:part]
+        return records
+
     def count(self, records: Records) -> None:
-        """Events for the tables that are counted here."""
+        """Events for the tables and histograms that are counted here."""
         for _, counts in self._tables:
             counts.add(records)
+        for measures in self._measures:
+            measures.add(records)
 
     def walk(self) -> None:
         """Before a report: what the sockets themselves have counted since the last one."""
