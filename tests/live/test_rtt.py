@@ -332,6 +332,16 @@ def test_a_filter_on_the_owner(attach: str, older: bool) -> None:
     assert {"end of sockets", "state changes", "accept()"} <= running.ways.keys()
 
 
+def test_the_end_of_a_followed_socket_counts_nothing() -> None:
+    with tracer("rtt", "--json", "--by", "lport", "-p", str(os.getpid())) as running:
+        with harness.pair() as (client, accepted):
+            talk(client, accepted)
+            lport, came = client.getsockname()[1], segments(client)
+            harness.reset(client)
+        found = counts(records(running), "lport")
+    assert found[lport] == came
+
+
 def test_containers_and_cgroups() -> None:
     """Under a name like that of a container's cgroup; no runtime knows its name."""
     key = "c0ffee" * 10 + "cafe"
