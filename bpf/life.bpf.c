@@ -25,6 +25,8 @@ EVENT(life_event);
 
 /* Sessions older than the trace as well. */
 const volatile bool target_all;
+/* How long the kernel's unit of time is. */
+const volatile __u64 jiffy_ns;
 
 /* Both ends have sent their FIN, and ours is acknowledged. */
 static __always_inline bool ended_by_fin(struct sock *sk, int oldstate, int error)
@@ -68,7 +70,12 @@ static __always_inline enum life_reason reason(struct sock *sk, int oldstate, bo
 static __always_inline void count(struct life_event *event, struct sock *sk)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	struct waits waits;
 
+	read_waits(&waits, sk);
+	event->cwnd_limited_ns = waits.network * jiffy_ns;
+	event->rwnd_limited_ns = waits.window * jiffy_ns;
+	event->sndbuf_limited_ns = waits.buffer * jiffy_ns;
 	event->tx_bytes = sent_bytes(sk);
 	event->rx_bytes = received_bytes(sk);
 	event->retransmits = BPF_CORE_READ(tp, total_retrans);

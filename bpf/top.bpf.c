@@ -8,7 +8,9 @@ struct sums {
 	__u64 rx_bytes;
 	__u64 retransmits;
 	__u64 out_of_order;
-	__u64 chronos[3];
+	__u64 busy;
+	__u64 rwnd_limited;
+	__u64 sndbuf_limited;
 };
 
 #include "lib/aggregate.bpf.h"
@@ -17,37 +19,19 @@ struct sums {
 
 AGGREGATE(sessions, struct session, struct session_count);
 
-enum { /* include/net/tcp.h, enum tcp_chrono */
-       BUSY = 1,
-       RWND_LIMITED,
-       SNDBUF_LIMITED,
-};
-
-/*
- * How long a socket had something to send, by what held it back; tcp_get_info_chrono_stats() of
- * net/ipv4/tcp.c. The one that runs is not added up yet.
- */
-static __always_inline void read_chronos(__u64 *chronos, struct sock *sk)
-{
-	struct tcp_sock *tp = (struct tcp_sock *)sk;
-	__u32 runs = BPF_CORE_READ_BITFIELD_PROBED(tp, chrono_type), stats[3];
-
-	BPF_CORE_READ_INTO(&stats, tp, chrono_stat);
-	for (int i = 0; i < 3; i++)
-		chronos[i] = stats[i];
-	if (runs >= BUSY && runs <= SNDBUF_LIMITED)
-		chronos[runs - 1] += (__u32)bpf_jiffies64() - BPF_CORE_READ(tp, chrono_start);
-}
-
 static __always_inline void sum_up(struct sums *sums, struct sock *sk)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	struct waits waits;
 
 	sums->tx_bytes = sent_bytes(sk);
 	sums->rx_bytes = received_bytes(sk);
 	sums->retransmits = BPF_CORE_READ(tp, total_retrans);
 	sums->out_of_order = BPF_CORE_READ(tp, rcv_ooopack);
-	read_chronos(sums->chronos, sk);
+	read_waits(&waits, sk);
+	sums->busy = waits.network;
+	sums->rwnd_limited = waits.window;
+	sums->sndbuf_limited = waits.buffer;
 }
 
 /* Bytes per second: tcp_compute_delivery_rate() of net/ipv4/tcp.c. */
@@ -71,8 +55,8 @@ static __always_inline void look(struct session_count *counters, struct tcp_sock
 static __always_inline bool is_idle(const struct sums *before, const struct sums *now)
 {
 	return now->tx_bytes == before->tx_bytes && now->rx_bytes == before->rx_bytes &&
-	       now->chronos[0] == before->chronos[0] && now->chronos[1] == before->chronos[1] &&
-	       now->chronos[2] == before->chronos[2];
+	       now->busy == before->busy && now->rwnd_limited == before->rwnd_limited &&
+	       now->sndbuf_limited == before->sndbuf_limited;
 }
 
 static __always_inline void account(struct sock *sk, const struct conn *conn,
@@ -100,9 +84,9 @@ static __always_inline void account(struct sock *sk, const struct conn *conn,
 	add(&counters->rx_bytes, now->rx_bytes - before->rx_bytes);
 	add(&counters->retransmits, now->retransmits - before->retransmits);
 	add(&counters->out_of_order, now->out_of_order - before->out_of_order);
-	add(&counters->busy, now->chronos[0] - before->chronos[0]);
-	add(&counters->rwnd_limited, now->chronos[1] - before->chronos[1]);
-	add(&counters->sndbuf_limited, now->chronos[2] - before->chronos[2]);
+	add(&counters->busy, now->busy - before->busy);
+	add(&counters->rwnd_limited, now->rwnd_limited - before->rwnd_limited);
+	add(&counters->sndbuf_limited, now->sndbuf_limited - before->sndbuf_limited);
 	look(counters, (struct tcp_sock *)sk);
 }
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tcpcore.loader.perf import Record
-from tcpcore.model import fields
+from tcpcore.model import clock, fields
 from tcpcore.model.tool import Ranking
 from tcpcore.sinks.live import Keys
 from tcpcore.tools.top import sessions
@@ -19,7 +19,7 @@ SECOND = 10**9
 
 @pytest.fixture(autouse=True)
 def jiffies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "_jiffy_ns", lambda: 4e6)
+    monkeypatch.setattr(clock, "jiffy_ns", lambda: 4_000_000)
 
 
 def row(port: int = 1, tx: int = 0, rx: int = 0, **counters: int) -> Record:

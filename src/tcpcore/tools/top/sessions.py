@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from functools import cache
 
 from tcpcore.loader.perf import Record
-from tcpcore.model import fields
+from tcpcore.model import clock, fields
 from tcpcore.model.tool import Ranking
 from tcpcore.model.value import Value
-
-_CLOCK_MONOTONIC_COARSE = 6  # include/uapi/linux/time.h
 
 
 class Key(Value):
@@ -90,7 +86,7 @@ def _session(row: Record) -> Record:
     key, numbers, interval = row[:_KEYS], row[_KEYS:-1], row[-1]
     *traffic, busy, rwnd, sndbuf, looks, srtt, cwnd, rate = numbers
     gauges = [value // looks or None if looks else None for value in (srtt, cwnd, rate)]
-    waits = [round(jiffies * _jiffy_ns()) for jiffies in (rwnd, sndbuf, busy)]
+    waits = [jiffies * clock.jiffy_ns() for jiffies in (rwnd, sndbuf, busy)]
     waits.append(max(0, interval - sum(waits)))
     limit = _LIMITS[waits.index(max(waits))]
     return (*key, *traffic, *gauges, *waits, limit, interval)
@@ -105,9 +101,3 @@ def _rest(rows: Sequence[Record]) -> list[Record]:
         return []
     traffic = map(sum, zip(*(row[_KEYS : _KEYS + 4] for row in rows), strict=True))
     return [(*_BLANK, *traffic, *[None] * 8, rows[0][-1])]
-
-
-@cache
-def _jiffy_ns() -> float:
-    """clock_getres(2): the coarse clocks go on with the kernel's tick, which is what a jiffy is."""
-    return time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e9
