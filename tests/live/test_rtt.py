@@ -594,6 +594,9 @@ def ss_rtt(end: Namespace, port: int) -> float:
 @pytest.mark.parametrize("delay", DELAYS)
 def test_delays_are_in_their_buckets(attach: str, delay: int, net: Net) -> None:
     here, there = net
+    # Neighbours know each other by then: the first SYN would wait for ARP as well.
+    with there.entered(), harness.listener(there.address) as server, here.entered():
+        harness.connect(*server.getsockname()).close()
     with (
         delayed(there, delay),
         there.entered(),
