@@ -279,6 +279,7 @@ struct tcp_sock {
 	__u32 total_retrans;
 	bool is_mptcp; /* a subflow; absent where the kernel is built without MPTCP */
 	__u32 srtt_us; /* times 8 */
+	__u32 mdev_us; /* times 4 */
 	struct minmax rtt_min;
 	__u32 snd_cwnd;
 	__u32 mss_cache;

@@ -84,6 +84,9 @@ class Common(Value):
     ] = False
     json: Annotated[bool, Option("One JSON object a line.", ("--json",), _SHOW)] = False
     csv: Annotated[bool, Option("CSV with a header.", ("--csv",), _SHOW)] = False
+    heatmap: Annotated[
+        bool, Option("Histograms as a picture, a line an interval.", ("--heatmap",), _SHOW)
+    ] = False
     output: Annotated[Path | None, Option("Write to FILE.", ("--output", "-o"), _SHOW, "FILE")] = (
         None
     )
@@ -145,6 +148,7 @@ class Common(Value):
             wide=self.wide,
             timestamp=self.timestamp,
             time=self.time,
+            heatmap=self.heatmap,
             path=self.output,
             fail_on_loss=self.fail_on_loss,
             keep_privileges=self.keep_privileges,

@@ -280,6 +280,34 @@ def test_many_containers_are_not_all_listed(tmp_path: Path) -> None:
     assert said.endswith("and 15 more")
 
 
+def test_the_container_of_a_cgroup(hierarchy: Path, root: Path) -> None:
+    """Also of one below the container's own; one without a name has the begin of its id."""
+    (hierarchy / "docker" / GONE).mkdir()
+    (root / f"var/lib/docker/containers/{GONE}/config.v2.json").unlink()
+    named = containers.Named("by", hierarchy, root)
+    for path, name in {
+        f"system.slice/docker-{WEB}.scope": "web",
+        f"system.slice/docker-{WEB}.scope/{WEB}/init": "web",
+        f"machine.slice/libpod-{CACHE}.scope/container": "cache",
+        f"machine.slice/libpod-conmon-{CACHE}.scope": None,
+        f"docker/{GONE}": GONE[:12],
+        "docker": None,
+        "user.slice": None,
+    }.items():
+        assert named((hierarchy / path).stat().st_ino) == name, path
+    assert named(None) is named(1 << 60) is None
+
+
+def test_a_container_that_comes_later_when_the_rights_are_gone(hierarchy: Path, root: Path) -> None:
+    """Those that were known keep their names."""
+    named = containers.Named("by", hierarchy, root)
+    (root / "var/lib/docker").rename(root / "gone")
+    later = hierarchy / "docker" / GONE
+    later.mkdir()
+    assert named(later.stat().st_ino) == GONE[:12]
+    assert named((hierarchy / f"docker/{DB}").stat().st_ino) == "db"
+
+
 # What users may put there.
 
 ME = os.getuid()

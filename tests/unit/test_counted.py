@@ -90,3 +90,9 @@ def test_without_a_key_there_is_one() -> None:
     sizes = Measured("sizes", "size")
     first, second = histograms(sizes, {bytes(4): values(5, total=3)}, {})
     assert first == [Histogram("size", "", None, {0: 5}, 3)] and second == []
+
+
+def test_a_key_is_shown_as_the_tool_wants_it() -> None:
+    ports = SIZES._replace(show=lambda key: {"port": key["rport"] or "none"})
+    ((one, rest),) = histograms(ports, {key(443): values(1, total=1), NO_ROOM: values(2, total=0)})
+    assert (one.key, rest.key) == ({"port": 443}, {"port": "none"})

@@ -210,6 +210,21 @@ def test_encodings(encoding: str, can: bool) -> None:
     assert can_draw_blocks(encoding) == can
 
 
+def test_the_average_and_percentiles_where_they_are_asked_for() -> None:
+    lines = text(SOME._replace(key={"rport": 443}), 80, blocks=False, summary=True).splitlines()
+    assert lines[:2] == ["rport = 443", "average = 49.2, p50 = 45, p90 = 59, p99 = 191"]
+    assert text(EMPTY, 80, blocks=False, summary=True).splitlines() == [
+        "average = -, p50 = -, p90 = -, p99 = -",
+        "     srtt(us)            : count    distribution",
+    ]
+    assert "average" not in text(SOME, 80, blocks=False)
+
+
+@given(VALUES.filter(bool))
+def test_the_average_is_that_of_the_values(values: list[int]) -> None:
+    assert counted(values).average == sum(values) / len(values)
+
+
 # Records and rows.
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -323,6 +324,50 @@ def test_a_trace_at_once_waits_for_nothing(clock: Clock) -> None:
     session.run(duration=60)
     assert session.session.waited == [0.0]
     assert session.session.asked == [(ASKED, 0)]
+
+
+def test_a_stamp_stands_before_a_block_of_histograms() -> None:
+    """They have no time of their own."""
+    for style, stamp in (
+        (table.Text(wall=True), r"\d\d:\d\d:\d\d\n"),
+        (table.Text(timestamp=True), r"0\.\d{3}\n"),
+        (table.Text(wall=True, timestamp=True), r"\d\d:\d\d:\d\d 0\.\d{3}\n"),
+        (table.Text(), ""),
+    ):
+        block = style.histograms([WHOLE, WHOLE])
+        assert re.match(stamp + " +srtt", block)
+        assert len(re.findall(r"\d\d:\d\d|0\.\d", block)) == stamp.count(" ") + bool(stamp)
+
+
+def for_heatmap(kinds: Any, style: str = "table", **limits: float) -> Limits:
+    asked = Request(limits=Limits(**limits))  # type: ignore[arg-type]
+    return run._for_heatmap(CONNLAT._replace(kinds=kinds), asked, style).limits
+
+
+def test_a_heatmap_has_a_line_a_second_by_default() -> None:
+    kinds = (TABLE, HISTOGRAMS)
+    assert for_heatmap(kinds, duration=9.0) == Limits(duration=9, interval=1)
+    assert for_heatmap(kinds, interval=0.5).interval == 0.5
+
+
+def test_a_heatmap_of_what_is_no_histogram() -> None:
+    with pytest.raises(OptionError, match="heatmap: connlat shows no histogram here"):
+        for_heatmap((TABLE,))
+    with pytest.raises(OptionError, match="heatmap: it is a picture, and no JSON"):
+        for_heatmap((HISTOGRAMS,), "json")
+
+
+@pytest.mark.parametrize(("no_color", "colours"), [("", True), ("1", False)])
+def test_a_heatmap_has_colours_on_a_terminal_that_wants_them(
+    monkeypatch: pytest.MonkeyPatch, no_color: str, colours: bool
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    of = CONNLAT._replace(kinds=(HISTOGRAMS,))
+    for terminal, output in ((True, None), (True, Path("file")), (False, None)):
+        monkeypatch.setattr(os, "isatty", lambda fd, terminal=terminal: terminal)
+        style = run._style(of, Output(heatmap=True, path=output))
+        expected = colours and terminal and output is None
+        assert ("\x1b[" in style.histograms([WHOLE])) == expected
 
 
 def test_losses_are_told_each_time_they_grow(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,9 +15,14 @@ from tcpcore.errors import LibbpfError
 from tcpcore.loader import Attached, RingSize
 from tcpcore.loader.perf import Batch
 from tcpcore.model import fields
+
+
+from tcpcore.model.counted import Counted, Measured
+from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.histogram import Histogram
 from tcpcore.model.losses import Losses, describe
 from tcpcore.model.tool import Histograms, Snapshot, Sweep, Table, Tool
+from tcpcore.request.filters import Filters
 from tcpcore.request.machinery import Machinery
 from tcpcore.request.request import Request
 from tcpcore.session import session
@@ -357,3 +363,33 @@ def test_histograms_are_taken() -> None:
     kind = Histograms(lambda program: SimpleNamespace(take=lambda: [whole]))
     at_work = trace(FakeProgram(), TOOL._replace(kinds=(kind,)))
     assert list(at_work.histograms()) == [[whole]]
+
+
+def test_owners_are_followed_where_a_filter_asks_for_them() -> None:
+    following = TOOL._replace(name="following")
+    plain = TOOL._replace(name="plain", with_owners=following)
+    of_user = Request(Filters(uid=[1], lport=[2], netns=[3], family=2))
+    assert session._for(plain, of_user) is plain
+    assert session._for(TOOL, Request(Filters(pid=[1]))) is TOOL
+    by_task = [
+        Filters(pid=[1]), Filters(comm=[b"x"]), Filters(cgroup=[Path("/")]),
+        Filters(cgroupmap=Path("/")), Filters(mntnsmap=Path("/")),
+    ]  # fmt: skip
+    assert [session._for(plain, Request(each)) for each in by_task] == [following] * len(by_task)
+
+
+def test_an_iterator_is_left_out_without_the_kernels_own_btf() -> None:
+    """Unless the trace is nothing without it."""
+    from_file = Request(machinery=Machinery(btf=Path("/x")))
+    wanted = TOOL._replace(seed="iter/task_file")
+    wished = wanted._replace(needs_seed=False)
+    assert [session._for(each, from_file).seed for each in (wanted, wished)] == [wanted.seed, None]
+    assert session._for(wished, Request()).seed == wanted.seed
+
+
+def test_room_for_keys() -> None:
+    """Histograms take much, on every possible CPU."""
+    flows, sizes = Counted("x", ConnectionEvent, "x"), Measured("x", "x", key=ConnectionEvent)
+    for machinery, room in ((Machinery(), (16384, 2048, 0)), (Machinery(map_size=9), (9, 9, 0))):
+        found = [session._room(each, machinery) for each in (flows, sizes, Measured("x", "x"))]
+        assert tuple(found) == room

@@ -6,7 +6,8 @@ its fields are blank: KeyAddress shows `other`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tcpcore.loader import Attached
 
@@ -45,7 +46,8 @@ class Measured(NamedTuple):
     """Histograms, whose values in C are a `struct histogram`.
 
     measure, unit: as in Histogram. aggregate, key, struct: as in Counted. Without a key there is
-    one histogram, which BPF counts under the key of zeros.
+    one histogram, which BPF counts under the key of zeros. show: makes of all fields of a key what
+    is shown; by default they are.
     """
 
     aggregate: str
@@ -53,6 +55,7 @@ class Measured(NamedTuple):
     unit: str = ""
     key: type[Value] | None = None
     struct: str = ""
+    show: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     def __call__(self, program: Attached) -> Distributions:
         from tcpcore.model.report import Distributions

@@ -34,6 +34,11 @@ class Histogram(Value):
     def count(self) -> int:
         return sum(self.counts.values())
 
+    @property
+    def average(self) -> float | None:
+        """None where there are no values."""
+        return self.sum / self.count if self.count else None
+
     def buckets(self) -> Iterator[Bucket]:
         """From the lowest to the highest that counted something; empty ones in between, too."""
         used = [slot for slot, count in self.counts.items() if count]

@@ -86,7 +86,8 @@ class Distributions:
             return None
         raw = fields.layout(key).event.unpack(data) if any(data) else _blank(key)
         kinds = fields.kinds(key).items()
-        return {name: kind.value(one) for (name, kind), one in zip(kinds, raw, strict=True)}
+        whole = {name: kind.value(one) for (name, kind), one in zip(kinds, raw, strict=True)}
+        return self._of.show(whole) if self._of.show else whole
 
 
 def _blank(key: type[Value]) -> Record:

@@ -130,10 +130,12 @@ class Measures(Protocol):
 class Histograms(NamedTuple):
     """Log2 buckets by key: a block for each --interval, and one at the end.
 
-    measures: made with the trace. Measured: in the kernel.
+    measures: made with the trace. Measured: in the kernel. summary: text has their average and
+    percentiles as well.
     """
 
     measures: Measured | Callable[[Attached], Measures]
+    summary: bool = False
 
 
 class Snapshot(NamedTuple):
@@ -155,9 +157,10 @@ class Tool(Value):
     until their tuple is complete, asked for on each drain. pending: rows asked for at the end.
     asked: events asked for before each report, whose tables count them. at_once: the trace ends
     with its first report, for which nothing is waited for. seed: a BPF iterator that runs once
-    after the attach. derive: opened with the trace. contents: of maps, by name, before the attach.
-    interval: seconds between two reports, unless --interval says so; None is never. reports: the
-    trace ends after so many.
+    after the attach; needs_seed: there is no trace without it. derive: opened with the trace.
+    contents: of maps, by name, before the attach. interval: seconds between two reports, unless
+    --interval says so; None is never. reports: the trace ends after so many. with_owners: the tool
+    to run in place of this one where a filter asks for the owner of a socket.
     """
 
     name: str
@@ -171,10 +174,12 @@ class Tool(Value):
     asked: Sweep | None = None
     at_once: bool = False
     seed: str | None = None
+    needs_seed: bool = True
     derive: Callable[[], AbstractContextManager[Derive]] | None = None
     contents: Mapping[str, Mapping[bytes, bytes]] = NO_CONTENTS
     interval: float | None = None
     reports: int | None = None
+    with_owners: Tool | None = None
 
     @property
     def struct(self) -> str:

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,6 +144,47 @@ def cgroup(option: str, text: str, hierarchy: Path | None = None, root: Path = P
         f"'{text}' is no running container's id or name; "
         + (f"there are: {_list(running, names)}" if running else _nothing_runs()),
     )
+
+
+class Named:
+    """The containers of cgroups, by the cgroups' ids.
+
+    Their names are read at the start, while there are the rights to. A container that comes later
+    has the begin of its id, unless the rights are still there. Raises OptionError where no cgroup
+    v2 is mounted.
+    """
+
+    def __init__(self, option: str, hierarchy: Path | None = None, root: Path = Path("/")) -> None:
+        self._hierarchy, self._root = hierarchy or places.cgroup_root(option), root
+        self._known = _of_cgroups(self._hierarchy, root)
+
+    def __call__(self, cgroup_id: int | None) -> str | None:
+        """None: not known, or no container's."""
+        if cgroup_id is None:
+            return None
+        if cgroup_id not in self._known:
+            new = _of_cgroups(self._hierarchy, self._root)
+            self._known = {cgroup_id: None, **new, **self._known}
+        return self._known[cgroup_id]
+
+
+def _of_cgroups(hierarchy: Path, root: Path) -> dict[int, str | None]:
+    """The container that each cgroup is in, by the inode of its directory."""
+    running = _running(hierarchy)
+    names = _names(root, {one.user for one in running})
+    inside: dict[str, str | None] = {str(one.path): _name(one, names) for one in running}
+    found = {}
+    for folder, below, _ in os.walk(hierarchy):
+        for name in below:
+            path = f"{folder}/{name}"
+            inside.setdefault(path, inside.get(folder))
+            with suppress(OSError):  # it is gone
+                found[Path(path).stat().st_ino] = inside[path]
+    return found
+
+
+def _name(one: _Container, names: _Names) -> str:
+    return min(names.get(one[:2], {one.key[:12]}))
 
 
 def _nothing_runs() -> str:

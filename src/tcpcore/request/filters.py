@@ -63,6 +63,11 @@ class Filters(NamedTuple):
                 rodata[f"target_{name}_set"] = 1
         return rodata
 
+    def asks_for_owner(self) -> bool:
+        """Whether the owner of a socket has to be known; its user always is. Mirror:
+        want_unknown_task()."""
+        return any((self.pid, self.comm, self.cgroup, self.cgroupmap, self.mntnsmap))
+
     def slots(self) -> tuple[Slot, ...]:
         """What the filters themselves have to see."""
         return (THREAD_EXITS,) if self.mntnsmap else ()

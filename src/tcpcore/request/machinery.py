@@ -42,6 +42,11 @@ class Machinery(NamedTuple):
         start takes 20 ms for 65536 of them."""
         return self.map_size or 16384
 
+    @property
+    def histograms(self) -> int:
+        """How many, of 520 bytes each, twice on every possible CPU."""
+        return self.map_size or 2048
+
     def ring(self) -> RingSize:
         """A size that was asked for is what the user gets, or an error."""
         if self.buffer is None:

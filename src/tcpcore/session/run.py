@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from tcpcore.errors import LostError, TcpcoreError
+from tcpcore.errors import LostError, OptionError, TcpcoreError
 from tcpcore.loader import ffi
 from tcpcore.model import fields
 from tcpcore.model.losses import Losses, describe
@@ -30,15 +30,17 @@ from tcpcore.sinks.table import Text
 class Output(NamedTuple):
     """Options that only the command line has.
 
-    style: "table", "json" or "csv". wide, timestamp, time: of the table. path: of a file, instead
-    of standard output. fail_on_loss: losses are an error. keep_privileges: give up nothing after
-    the attach. verbose: 1: what was tried and why; 2: all of libbpf's messages, too.
+    style: "table", "json" or "csv". wide, timestamp, time: of the table. heatmap: histograms as a
+    picture. path: of a file, instead of standard output. fail_on_loss: losses are an error.
+    keep_privileges: give up nothing after the attach. verbose: 1: what was tried and why; 2: all of
+    libbpf's messages, too.
     """
 
     style: str = "table"
     wide: bool = False
     timestamp: bool = False
     time: bool = False
+    heatmap: bool = False
     path: Path | None = None
     fail_on_loss: bool = False
     keep_privileges: bool = False
@@ -75,6 +77,8 @@ def run(tool: Tool, request: Request, output: Output) -> None:
     Raises every TcpcoreError: LostError under --fail-on-loss.
     """
     loop.check(tool, request.limits)
+    if output.heatmap:
+        request = _for_heatmap(tool, request, output.style)
     stop = Stop()
     ffi.verbose = output.verbose
     style = _style(tool, output)  # before the first event: stamps count from here
@@ -124,6 +128,22 @@ def _print(
     return at_work.losses
 
 
+def _for_heatmap(tool: Tool, request: Request, style: str) -> Request:
+    """A line a second, unless another interval is asked for. Raises OptionError."""
+    if style != "table":
+        raise OptionError("heatmap", f"it is a picture, and no {style.upper()}")
+    if not _histograms(tool):
+        raise OptionError("heatmap", f"{tool.name} shows no histogram here")
+    limits = request.limits
+    return request._replace(
+        limits=limits._replace(interval=limits.interval or tool.interval or 1.0)
+    )
+
+
+def _histograms(tool: Tool) -> list[Histograms]:
+    return [kind for kind in tool.kinds if isinstance(kind, Histograms)]
+
+
 @contextmanager
 def _printer(
     tool: Tool, output: Output, style: Style, destination: Destination
@@ -155,11 +175,19 @@ def _style(tool: Tool, output: Output) -> Style:
         from tcpcore.sinks.csv import Csv
 
         return Csv()
-    draws = any(isinstance(kind, Histograms) for kind in tool.kinds)
+    drawn = _histograms(tool)
     # A pipe has no width, and whoever reads it may know ASCII alone.
-    is_terminal = draws and output.path is None and os.isatty(1)
+    is_terminal = bool(drawn) and output.path is None and os.isatty(1)
     blocks = is_terminal and can_draw_blocks(sys.stdout.encoding)
-    return Text(output.wide, output.timestamp, output.time, _columns(is_terminal), blocks)
+    stamps, columns = (output.timestamp, output.time), _columns(is_terminal)
+    summary = any(kind.summary for kind in drawn)
+    text = Text(output.wide, *stamps, columns, blocks, summary)
+    if not output.heatmap:
+        return text
+    from tcpcore.sinks.heatmap import Heatmap
+
+    colours = is_terminal and not os.environ.get("NO_COLOR")  # https://no-color.org
+    return Heatmap(text, *stamps, columns, colours)
 
 
 def _columns(is_terminal: bool) -> int:

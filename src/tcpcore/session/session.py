@@ -17,8 +17,10 @@ from tcpcore.errors import LibbpfError, UnsupportedError
 from tcpcore.loader import Attached, Settings, attached
 from tcpcore.loader.perf import Record
 from tcpcore.model import clock, fields
+from tcpcore.model.counted import Counted, Measured
 from tcpcore.model.losses import Losses
 from tcpcore.model.tool import Derive, Histograms, Lines, Records, Snapshot, Sweep, Table, Tool
+from tcpcore.request.machinery import Machinery
 from tcpcore.request.request import Request
 from tcpcore.session import privilege
 
@@ -229,10 +231,11 @@ def opened(tool: Tool, request: Request) -> Iterator[Session]:
     path = object_path(tool.name)
     privilege.require(tool.name)
     filters, machinery = request.filters, request.machinery
+    tool = _for(tool, request)
     settings = Settings(
         rodata={**filters.rodata(), **tool.rodata},
         map_entries=dict.fromkeys(tool.sockets, machinery.sockets),
-        aggregates=dict.fromkeys((each.aggregate for each in tool.counted), machinery.keys),
+        aggregates={each.aggregate: _room(each, machinery) for each in tool.counted},
         contents=tool.contents,
         called=tool.called,
         attach=machinery.attach,
@@ -246,3 +249,18 @@ def opened(tool: Tool, request: Request) -> Iterator[Session]:
         if tool.seed:
             program.iterate(tool.seed)
         yield Session(tool, program, derived)
+
+
+def _for(tool: Tool, request: Request) -> Tool:
+    """The tool as a request needs it."""
+    if tool.with_owners and request.filters.asks_for_owner():
+        tool = tool.with_owners
+    # Iterators need the kernel's own BTF.
+    return tool._replace(seed=None) if request.machinery.btf and not tool.needs_seed else tool
+
+
+def _room(of: Counted | Measured, machinery: Machinery) -> int:
+    """For so many keys beside that of the rest."""
+    if isinstance(of, Counted):
+        return machinery.keys
+    return machinery.histograms if of.key else 0

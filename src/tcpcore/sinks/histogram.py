@@ -13,6 +13,8 @@ from tcpcore.model import fields, net
 if TYPE_CHECKING:
     from tcpcore.model.histogram import Histogram
 
+PERCENTS = (50, 90, 99)
+
 _EIGHTHS = " ▏▎▍▌▋▊▉█"  # by how much of a character's width they fill
 # The columns of bcc's histograms, so that eyes and scripts carry over; wide ones where a bound has
 # more digits than a narrow column.
@@ -29,11 +31,12 @@ def can_draw_blocks(encoding: str) -> bool:
     return True
 
 
-def text(histogram: Histogram, width: int, blocks: bool) -> str:
+def text(histogram: Histogram, width: int, blocks: bool, summary: bool = False) -> str:
     """The key, a header, and a line per bucket with a bar.
 
     width: of the terminal; where the numbers leave no room, there are no bars. blocks: draw bars
     with block characters, exact to an eighth of a character; else with `*`, as for a pipe.
+    summary: a line with the average and the percentiles.
     """
     buckets = list(histogram.buckets())
     digits = max((len(str(bucket.upper)) for bucket in buckets), default=0)
@@ -41,21 +44,33 @@ def text(histogram: Histogram, width: int, blocks: bool) -> str:
     most = max((bucket.number for bucket in buckets), default=0)
     numbers = max(_COUNT, len(str(most)))
     room = width - len(f"{'':{bound}} -> {'':{bound}} : {'':{numbers}} ||")
-    lines = [_key_line(histogram), _header(histogram, bound, numbers, room)]
+    lines = [key_line(histogram), _summary(histogram) if summary else ""]
+    lines.append(_header(histogram, bound, numbers, room))
     for lower, upper, count in buckets:
         line = f"{lower:>{bound}} -> {upper:<{bound}} : {count:<{numbers}}"
         lines.append(f"{line} |{bar(count, most, room, blocks)}|" if room > 0 else line.rstrip())
     return "".join(f"{line}\n" for line in lines if line)
 
 
-def _key_line(histogram: Histogram) -> str:
+def key_line(histogram: Histogram) -> str:
+    """The key, as `raddr = 192.0.2.1, rport = 443`."""
     return ", ".join(f"{name} = {fields.text(value)}" for name, value in _key(histogram).items())
 
 
+def _summary(histogram: Histogram) -> str:
+    average = "-" if histogram.average is None else f"{histogram.average:.1f}"
+    values = [f"p{percent} = {fields.text(histogram.percentile(percent))}" for percent in PERCENTS]
+    return ", ".join([f"average = {average}", *values])
+
+
+def title(histogram: Histogram) -> str:
+    """The measure and its unit."""
+    return f"{histogram.measure}({histogram.unit})" if histogram.unit else histogram.measure
+
+
 def _header(histogram: Histogram, bound: int, numbers: int, room: int) -> str:
-    unit = f"({histogram.unit})" if histogram.unit else ""
-    title = f"{'':{bound // 2}}{histogram.measure}{unit}"
-    columns = f"{title:{2 * bound + 4}} : {'count':{numbers}}"
+    begin = f"{'':{bound // 2}}{title(histogram)}"
+    columns = f"{begin:{2 * bound + 4}} : {'count':{numbers}}"
     return f"{columns} distribution" if room > 0 else columns.rstrip()
 
 
@@ -82,7 +97,7 @@ def content(histogram: Histogram) -> dict[str, Any]:
         "unit": histogram.unit,
         "count": histogram.count,
         "sum": histogram.sum,
-        **{f"p{percent}": histogram.percentile(percent) for percent in (50, 90, 99)},
+        **{f"p{percent}": histogram.percentile(percent) for percent in PERCENTS},
         "buckets": [list(bucket) for bucket in histogram.buckets()],
     }
 

@@ -61,13 +61,20 @@ def stamps(timestamp: bool, wall: bool) -> list[Column]:
     return found
 
 
+def stamp(columns: Sequence[Column]) -> str:
+    """Now, in columns of stamps()."""
+    now = [clock.monotonic_ns()]
+    return " ".join(cell for column in columns if column.cells for cell in column.cells(now))
+
+
 def _padded(column: Column, kind: fields.Kind) -> fields.Convert:
     text = column.text or kind.text
     return kind.convert(lambda raw: column.pad(text(kind.value(raw))))
 
 
 class Text:
-    """A Style. columns: how wide the terminal is. blocks: it can draw more than ASCII."""
+    """A Style. columns: how wide the terminal is. blocks: it can draw more than ASCII. summary:
+    histograms have a line with their average and percentiles."""
 
     def __init__(
         self,
@@ -76,15 +83,19 @@ class Text:
         wall: bool = False,
         columns: int = 80,
         blocks: bool = False,
+        summary: bool = False,
     ) -> None:
         self._wide, self._stamps = wide, stamps(timestamp, wall)
-        self._columns, self._blocks = columns, blocks
+        self._columns, self._blocks, self._summary = columns, blocks, summary
 
     def form(self, lines: Lines) -> Table:
         return Table(lines, self._wide, self._stamps)
 
     def histograms(self, found: Sequence[Histogram]) -> str:
-        return "\n".join(histogram.text(each, self._columns, self._blocks) for each in found)
+        """They have no time of their own: where one is asked for, it stands before the block."""
+        texts = [histogram.text(x, self._columns, self._blocks, self._summary) for x in found]
+        time = f"{stamp(self._stamps).rstrip()}\n" if self._stamps else ""
+        return time + "\n".join(texts)
 
     def record(self, kind: str, content: dict[str, Any]) -> str:
         return ""
