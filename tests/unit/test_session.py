@@ -15,8 +15,6 @@ from tcpcore.errors import LibbpfError
 from tcpcore.loader import Attached, RingSize
 from tcpcore.loader.perf import Batch
 from tcpcore.model import fields
-
-
 from tcpcore.model.counted import Counted, Measured
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.histogram import Histogram
