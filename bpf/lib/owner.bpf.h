@@ -73,7 +73,8 @@ static __always_inline void other_owner(struct owner *owner, struct sock *sk,
 	set_user(owner, sk, BY_HELPER);
 	owner->pid = BPF_CORE_READ(task, tgid);
 	owner->cgroup_id = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
-	BPF_CORE_READ_INTO(&owner->comm, task, comm);
+	/* Up to its end: before Linux 5.17 the rest of an older name is behind it. */
+	BPF_CORE_READ_STR_INTO(&owner->comm, task, comm);
 	set_wanted(owner, task);
 }
 

@@ -47,9 +47,9 @@ TOOL = Tool(
 )
 
 EXAMPLES = (
-    ("rtt --by raddr/24 -e -d 60", "per network of peers, with percentiles"),
+    ("rtt --by raddr/24 -e -d 60", "per network, with percentiles"),
     ("rtt -L 443 -i 10 -T", "of a server, every ten seconds"),
-    ("rtt --weight connection --heatmap", "connections, each second"),
+    ("rtt --heatmap --weight connection", "each connection once a second"),
 )
 
 # Those of tcprtt; its -p and -D have another meaning in all tools of ours.
