@@ -226,6 +226,7 @@ def test_none_is_missing_where_many_listen_at_once(attach: str) -> None:
             thread.start()
         for thread in threads:
             thread.join()
+        assert not running.entries()
         events = running.events()
     assert Counter(e["backlog"] for e in events) == seen == Counter(dict.fromkeys(range(20), 8))
     assert {e["tid"] for e in events} == {thread.native_id for thread in threads}
