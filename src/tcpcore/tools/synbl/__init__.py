@@ -98,7 +98,7 @@ _TYPES = {
     "tcp_conn_request": (
         "struct request_sock_ops *, struct tcp_request_sock_ops *, struct sock *, struct sk_buff *",
     ),
-    # A pointer to a function came last with Linux 6.18.
+    # Linux 6.18 has a pointer to a function behind them, 5.10 has not.
     **dict.fromkeys(
         ("tcp_v4_syn_recv_sock", "tcp_v6_syn_recv_sock"), (_SYN_RECV, f"{_SYN_RECV},  *")
     ),
