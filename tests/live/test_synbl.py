@@ -208,7 +208,7 @@ def test_nothing_is_lost_between_reports(way: str) -> None:
     stays = [r["connections"] for r in found if r["laddr"] == "127.0.0.1"]
     goes = [r["connections"] for r in found if r["laddr"] == "127.0.0.2"]
     assert sum(stays) == MANY and len(stays) > 1
-    assert goes == [1] * (MANY // 10)
+    assert sum(goes) == MANY // 10 and max(goes) == 1
     assert [r for r in running.records() if r["type"] == "lost"] == []
 
 
