@@ -165,12 +165,13 @@ def test_rings_are_as_large_as_may_be_locked() -> None:
 # Each tool with BTF from a file (the first argument): its ways, once a row has come.
 FROM_FILE = """
 import os, sys, tcpcore
+from tests import facts
 from tests.live import harness
 from tcpcore.tools import names
 
 for name in names():
     with tcpcore.trace(name, btf=sys.argv[1], map_size=64, pid=os.getpid()) as events:
-        harness.session()
+        harness.session(act=facts.of(name).provoke)
         rows = 0
         while not rows:
             rows += len(events.read())
