@@ -20,6 +20,7 @@ import pytest
 from tests.facts import Facts
 from tests.live import harness
 from tests.live.harness import Event, Net, Tracer, tracer
+from tests.live.test_mptcp import mptcp_pair
 
 
 def _read_a_byte(client: socket.socket, accepted: socket.socket) -> None:
@@ -440,6 +441,20 @@ def test_a_socket_that_connects_twice(attach: str) -> None:
         rows = [e for e in running.events() if e["rport"] == port]
     for event, (sent, read) in zip(rows, spans, strict=True):
         check_wait(event, sent, read)
+
+
+def test_mptcp_is_left_out(attach: str, net: Net) -> None:
+    """Its subflows take no place; who reads takes the data from elsewhere."""
+    here = net[0]
+    with (
+        tracer("pktlat", "--json", "--attach", attach, "--netns", here.name) as running,
+        here.entered(),
+        mptcp_pair() as (client, accepted),
+    ):
+        client.sendall(b"x")
+        assert accepted.recv(1) == b"x"
+        assert not running.entries()
+        assert running.events() == []
 
 
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21  # include/uapi/linux/tcp.h
