@@ -82,8 +82,14 @@ def of(running: Tracer, receiver: socket.socket) -> list[Event]:
     return [e for e in running.events() if (e["lport"], e["rport"]) == (lport, rport)]
 
 
+def of_read(rows: list[Event], read: Span) -> Event:
+    """The first row of a read. There are more where its data is in several of the kernel's buffers,
+    as when a busy host puts the acknowledgement off."""
+    return next(e for e in rows if read.begin <= e["ts_ns"] <= read.end)
+
+
 def three_sends(sender: socket.socket, receiver: socket.socket, seconds: float) -> list[Span]:
-    """100 bytes each. They come together in the kernel, so that one copy takes them all."""
+    """100 bytes each."""
     spans = []
     for _ in range(3):
         spans.append(send(sender, receiver, b"x" * 100))
@@ -101,11 +107,12 @@ def test_from_the_first_unread_byte(attach: str, host: str) -> None:
     ):
         sent = three_sends(client, accepted, 0.1)
         read = timed(lambda: accepted.recv(1000))
-        (event,) = of(running, accepted)
+        rows = of(running, accepted)
+    event = of_read(rows, read)
     assert running.ways["data comes"] == ARRIVALS[attach]
     check_wait(event, sent[0], read)
     assert event["latency_ns"] >= 300 * MS
-    assert read.begin <= event["ts_ns"] <= read.end
+    assert all(read.begin <= e["ts_ns"] <= read.end for e in rows)
     assert (event["pid"], event["tid"], event["uid"]) == (os.getpid(), threading.get_native_id(), 0)
     assert event["comm"] == Path("/proc/self/comm").read_text().strip()
     assert (event["laddr"], event["raddr"]) == (host, host)
@@ -140,8 +147,8 @@ def test_a_partial_read_ends_what_it_read(attach: str) -> None:
             time.sleep(0.02)
         rows = of(running, accepted)
     # At 0, 120, 199, 201 and 251 of 300.
-    for event, first, read in zip(rows, (0, 1, 1, 2, 2), reads, strict=True):
-        check_wait(event, sent[first], read)
+    for first, read in zip((0, 1, 1, 2, 2), reads, strict=True):
+        check_wait(of_read(rows, read), sent[first], read)
 
 
 def test_a_look_ends_nothing(attach: str) -> None:
@@ -240,10 +247,10 @@ def test_tracepoints_alone(way: str) -> None:
         time.sleep(0.02)
         reads = [timed(lambda: accepted.recv(250)), timed(lambda: accepted.recv(250))]
         assert accepted.recv(250) == b""
-        one, two = of(running, accepted)
+        rows = of(running, accepted)
     assert set(running.ways.values()) == {way}
-    check_wait(one, sent[0], reads[0])
-    check_wait(two, sent[2], reads[1])
+    check_wait(of_read(rows, reads[0]), sent[0], reads[0])
+    check_wait(of_read(rows, reads[1]), sent[2], reads[1])
 
 
 def test_the_thread_that_reads(attach: str) -> None:
@@ -493,8 +500,8 @@ def test_sequence_numbers_wrap_around(attach: str) -> None:
             reads = [timed(lambda: receiver.recv(100)) for _ in range(3)]
             lport, rport = harness.ports(receiver)
         rows = [e for e in running.events() if (e["lport"], e["rport"]) == (lport, rport)]
-    for event, span, read in zip(rows, sent, reads, strict=True):
-        check_wait(event, span, read)
+    for span, read in zip(sent, reads, strict=True):
+        check_wait(of_read(rows, read), span, read)
 
 
 def hist(running: Tracer) -> dict[tuple[int, str], Event]:
