@@ -17,9 +17,14 @@ from bench.table import Cell, Group, Row, Target
 from bench.terminal import Life, live
 from bench.tools import Tool
 from bench.tracer import Outcome
+from bench.traffic import build
 
 STARTS = 10
 FILTERED, FILTERED_KEPT = "states", 0.95
+TRAFFIC = ("bulk", "requests")
+WALKING = ("top", "subnet", "rtt --weight connection")
+SOCKETS = (100, 1_000, 10_000, 25_000)  # connections: each has two sockets here
+WALKED_SECONDS = 4
 # Addresses of RFC 2544, which nobody has.
 UNWANTED = {
     "--raddr": ("--raddr", "198.18.0.1"),
@@ -135,6 +140,57 @@ def filters(setting: Setting) -> Group:
     return Group("Storm under filters that nothing passes", rows)
 
 
+def traffic(setting: Setting) -> Group:
+    """What is left of a bulk transfer's rate, and of the rate of small requests, under the tools
+    that have to do with what connections send."""
+    load = build(setting.folder)
+    chosen = [tool for tool in setting.tools if tool.follows_traffic]
+    kept: dict[Tool, dict[str, list[float]]] = {
+        tool: {kind: [] for kind in TRAFFIC} for tool in chosen
+    }
+    for _ in range(setting.rounds):
+        for kind in TRAFFIC:
+            free = load.run(kind)
+            for tool in chosen:
+                with tracer.at_work(tool.command(), setting.folder):
+                    kept[tool][kind].append(load.run(kind) / free)
+    return Group(
+        "Traffic of open connections, share of untraced",
+        {
+            tool.name: {
+                kind: Cell(
+                    values, 3, tool.target(least=tools.KEPT_OF_TRAFFIC[tool.name]), spread=True
+                )
+                for kind, values in shares.items()
+            }
+            for tool, shares in kept.items()
+        },
+    )
+
+
+def sockets(setting: Setting) -> Group:
+    """Time in BPF programs for each look at an open connection's two ends, by how many are open."""
+    load = build(setting.folder)
+    rows: dict[str, Row] = {}
+    with host.bpf_statistics():
+        for tool in [tool for tool in setting.tools if tool.name in WALKING]:
+            cells = {}
+            for number in SOCKETS:
+                with load.idle(number):
+                    us = [_us_a_second(setting, tool) for _ in range(setting.rounds)]
+                cells[f"{number:,} us a second"] = Cell(us, 0, spread=True)
+            rows[tool.name] = cells
+    return Group("Walks over open connections", rows)
+
+
+def _us_a_second(setting: Setting, tool: Tool) -> float:
+    """Time in its programs, once it is attached and has found what was there."""
+    with tracer.at_work(tool.command(), setting.folder) as pid:
+        before = sum(ns for ns, _ in tracer.programs(pid).values())
+        time.sleep(WALKED_SECONDS)
+        return (sum(ns for ns, _ in tracer.programs(pid).values()) - before) / 1e3 / WALKED_SECONDS
+
+
 def start(setting: Setting) -> Group:
     """From exec to the header on a terminal, where that time goes in a tool of ours, and from the
     signal to the exit: beside those of tcpstates, each time in turn. The first time, which fills
@@ -203,5 +259,7 @@ ALL: dict[str, Callable[[Setting], Group]] = {
     "kernel": kernel,
     "reader": reader,
     "filters": filters,
+    "traffic": traffic,
+    "sockets": sockets,
     "start": start,
 }

@@ -21,6 +21,9 @@ LINE_US = {"text": 2.0, "json": 3.0, "csv": None}
 KEPT = {"accept": 0.85, "connect": 0.85, "connect -c": 0.85, "connlat": 0.85, "states": 0.94}
 KEPT_BY_ALL = 0.80
 NS = {"states": 750.0}
+# The share of a bulk transfer, and of requests, under tools that have to do with what is sent.
+KEPT_OF_TRAFFIC = {"top": 0.98, "subnet": 0.98, "rtt --weight connection": 0.98}
+KEPT_OF_TRAFFIC |= {"rtt": 0.95, "pktlat": 0.95}
 
 ORIGINALS = Path("/usr/sbin")
 """Of libbpf-tools; it is not on everybody's PATH."""
@@ -74,7 +77,11 @@ class Tool:
     @property
     def streams(self) -> bool:
         """Prints a header at the start and a row per event, not a sum at the end."""
-        return self.count is _row
+        return self.count is _row and (not self.ours or self.choice in facts.streams())
+
+    @property
+    def follows_traffic(self) -> bool:
+        return self.name in KEPT_OF_TRAFFIC
 
     def command(self, *options: str) -> Sequence[str]:
         return (*TCPCORE, *self.name.split(), *options) if self.ours else (str(_path(self.name)),)
@@ -84,7 +91,9 @@ class Tool:
         return Target(least, most) if self.ours and (least, most) != (None, None) else None
 
     def read(self, output: Path) -> int:
-        """The storm's events in what it printed, those of listeners with them."""
+        """The storm's events in what it printed, with those of listeners; 0 of what has none."""
+        if not self.events:
+            return 0
         with output.open("rb") as file:
             return sum(self.count(line) for line in file if ADDRESS.encode() in line)
 
@@ -104,5 +113,6 @@ TCPSTATES = Tool("tcpstates", ours=False)
 ALL = (
     *map(Tool, names()),
     Tool("connect -c", count=_connects),
+    *(Tool(name) for name in KEPT_OF_TRAFFIC if " " in name and name.split()[0] in names()),
     *(Tool(f"tcp{name}", ours=False) for name in names() if _path(f"tcp{name}").exists()),
 )

@@ -65,6 +65,16 @@ def run(
 
 
 @contextmanager
+def at_work(command: Sequence[str], folder: Path) -> Iterator[int]:
+    """A tracer that is attached, and ended afterwards; its pid."""
+    output, errors = folder / "output", folder / "errors"
+    with _started(command, folder, output, errors) as process:
+        _rest(process, errors)
+        yield process.pid
+        _stop(process)
+
+
+@contextmanager
 def _started(
     command: Sequence[str], folder: Path, output: Path, errors: Path
 ) -> Iterator[subprocess.Popen[bytes]]:

@@ -18,17 +18,15 @@ struct part {
 #include "life.h"
 #include "lib/output.bpf.h"
 #include "lib/seeding.bpf.h"
+#include "lib/traffic.bpf.h"
 #include "lib/transitions.bpf.h"
 
 EVENT(life_event);
 
 /* Sessions older than the trace as well. */
 const volatile bool target_all;
-
-static __always_inline bool has_flag(struct sock *sk, int flag)
-{
-	return BPF_CORE_READ(sk, __sk_common.skc_flags) & (1UL << flag);
-}
+/* How long the kernel's unit of time is. */
+const volatile __u64 jiffy_ns;
 
 /* Both ends have sent their FIN, and ours is acknowledged. */
 static __always_inline bool ended_by_fin(struct sock *sk, int oldstate, int error)
@@ -72,12 +70,14 @@ static __always_inline enum life_reason reason(struct sock *sk, int oldstate, bo
 static __always_inline void count(struct life_event *event, struct sock *sk)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	struct waits waits;
 
-	/* bytes_acked counts SYN and FIN and not what a reset left unacknowledged. */
-	event->tx_bytes = BPF_CORE_READ(tp, bytes_sent) - BPF_CORE_READ(tp, bytes_retrans);
-	event->rx_bytes = BPF_CORE_READ(tp, bytes_received);
-	if (event->rx_bytes && has_flag(sk, SOCK_DONE)) /* its FIN was counted as a byte */
-		event->rx_bytes--;
+	read_waits(&waits, sk);
+	event->cwnd_limited_ns = waits.network * jiffy_ns;
+	event->rwnd_limited_ns = waits.window * jiffy_ns;
+	event->sndbuf_limited_ns = waits.buffer * jiffy_ns;
+	event->tx_bytes = sent_bytes(sk);
+	event->rx_bytes = received_bytes(sk);
 	event->retransmits = BPF_CORE_READ(tp, total_retrans);
 	event->rtt_min_us = BPF_CORE_READ(tp, rtt_min.s[0].v);
 	event->srtt_us = BPF_CORE_READ(tp, srtt_us) >> 3;
@@ -160,12 +160,6 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 	own_accepted(sk, &unseen, direct);
 }
 
-static __always_inline bool was_established(int state)
-{
-	return state != TCP_SYN_SENT && state != TCP_SYN_RECV && state != TCP_LISTEN &&
-	       state != TCP_NEW_SYN_RECV && state != TCP_CLOSE;
-}
-
 static __always_inline void closed(void *ctx, struct sock *sk, int oldstate, struct entry *entry,
 				   const bool owned, const bool direct)
 {
@@ -173,8 +167,7 @@ static __always_inline void closed(void *ctx, struct sock *sk, int oldstate, str
 	struct owner owner;
 	struct conn conn;
 
-	if (followed ? entry->part.progress != ESTABLISHED
-		     : !target_all || !was_established(oldstate))
+	if (followed ? entry->part.progress != ESTABLISHED : !target_all || !is_session(oldstate))
 		return;
 	if (entry && entry->conn.family)
 		conn = entry->conn;
@@ -289,7 +282,7 @@ int send_open(struct bpf_raw_tracepoint_args *ctx)
 static __always_inline bool seeded(struct part *part, struct sock *sk, int state)
 {
 	part->progress = ESTABLISHED;
-	return was_established(state);
+	return is_session(state);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -23,7 +23,10 @@ struct life_event {
 	__u64 duration_ns; /* with the handshake; all ones: its start was not seen */
 	__u64 tx_bytes;	   /* payload, without what was sent again */
 	__u64 rx_bytes;
-	__u64 cgroup_id; /* inode of the cgroup v2 directory, 0: not known */
+	__u64 cwnd_limited_ns;	 /* it had something to send, and waited for the network */
+	__u64 rwnd_limited_ns;	 /* for the receiver's window */
+	__u64 sndbuf_limited_ns; /* for room in its send buffer */
+	__u64 cgroup_id;	 /* inode of the cgroup v2 directory, 0: not known */
 };
 
 #endif /* TCPCORE_LIFE_H */

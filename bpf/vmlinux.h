@@ -33,11 +33,13 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_PERCPU_HASH = 5,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_ARRAY_OF_MAPS = 12,
 };
 enum {
 	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
+	BPF_F_NO_PREALLOC = 1,
 };
 #define BPF_F_CURRENT_CPU 0xffffffffULL
 
@@ -91,6 +93,7 @@ struct list_head {
 
 struct sk_buff {
 	__be16 protocol;
+	char cb[48]; /* of a TCP segment: struct tcp_skb_cb */
 };
 
 struct in6_addr {
@@ -200,6 +203,11 @@ struct task_struct {
 	struct css_set *cgroups;
 };
 
+/* Context of iter/bpf_map_elem (kernel/bpf/map_iter.c), Linux 5.9. */
+struct bpf_iter__bpf_map_elem {
+	void *key;
+};
+
 /* Context of iter/task_file (kernel/bpf/task_iter.c). */
 struct bpf_iter__task_file {
 	struct task_struct *task;
@@ -264,13 +272,29 @@ struct tcp_sock {
 	__u64 bytes_received;
 	__u64 bytes_sent;
 	__u64 bytes_retrans;
+	__u32 rcv_nxt;
+	__u32 copied_seq;
 	__u32 snd_una;
 	__u32 write_seq;
 	__u32 total_retrans;
 	bool is_mptcp; /* a subflow; absent where the kernel is built without MPTCP */
 	__u32 srtt_us; /* times 8 */
 	struct minmax rtt_min;
+	__u32 snd_cwnd;
+	__u32 mss_cache;
+	__u32 rcv_ooopack;
+	__u32 rate_delivered;
+	__u32 rate_interval_us;
+	__u8 chrono_type : 2; /* a whole byte since Linux 6.9 */
+	__u32 chrono_start;
+	__u32 chrono_stat[3];
 	struct list_head tsorted_sent_queue;
+};
+
+struct tcp_skb_cb {
+	__u32 seq;
+	__u32 end_seq;
+	__u16 tcp_flags; /* __u8 before Linux 6.15; FIN is in the first byte either way */
 };
 
 #pragma clang attribute pop
@@ -310,6 +334,7 @@ enum { /* include/net/tcp_states.h */
        TCP_NEW_SYN_RECV,
 };
 
+#define TCPHDR_FIN 1	/* include/net/tcp.h */
 #define SHUTDOWN_MASK 3 /* include/net/sock.h: RCV_SHUTDOWN | SEND_SHUTDOWN */
 
 #define SOCK_DEAD 0	      /* enum sock_flags: no process has it any more */

@@ -28,6 +28,13 @@ static __always_inline bool is_new_child(int oldstate, int newstate)
 	return oldstate == TCP_LISTEN && newstate == TCP_SYN_RECV;
 }
 
+/* The handshake is over, and not everything of the connection. */
+static __always_inline bool is_session(int state)
+{
+	return state != TCP_SYN_SENT && state != TCP_SYN_RECV && state != TCP_LISTEN &&
+	       state != TCP_NEW_SYN_RECV && state != TCP_CLOSE;
+}
+
 /*
  * Since Linux 6.1 (05b24ff9b2cf) the kernel does not start a program that is already running on the
  * same CPU. That happens when a packet changes a state while a system call's change is still being

@@ -9,7 +9,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,8 @@ PROCESSORS = 2
 # up. That is seen in seconds, and the next boot is fine.
 BOOTS = 3
 BOOT_LIMIT = 240.0
+# So they do later on, where code is patched under them. No test is silent for so long.
+SILENCE_LIMIT = 420.0
 
 # To reach the host's files takes these; anything else the guest loads itself from there.
 _MODULES = ["virtio_pci", "9p", "9pnet_virtio", "overlay"]
@@ -52,6 +54,7 @@ class Result:
     output: str
     console: str
     timed_out: bool
+    """It came to no end in time, or stood still (SILENCE_LIMIT)."""
     seconds: float
     """How long the machine ran, its boot included."""
 
@@ -89,7 +92,7 @@ def run(
         initramfs = _initramfs(image, share, script, Path(scratch))
         machine = _qemu(image, initramfs, share, boot_arguments)
         for _ in range(BOOTS):
-            ended = _emulate(machine, results[-1], BOOT_LIMIT, timeout, results[1].exists)
+            ended = _emulate(machine, results[-1], timeout, results[1])
             if results[1].exists():
                 break
     exit_code, output, console = map(_read, results)
@@ -196,14 +199,11 @@ def _folder_device(tag: str, folder: Path, readonly: str) -> list[str]:
     return ["-fsdev", backend, "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
 
 
-def _emulate(
-    command: Sequence[str | Path],
-    console: Path,
-    boot_limit: float,
-    timeout: float,
-    is_up: Callable[[], bool],
-) -> bool:
-    """Run a machine to its end, or to a time limit, and return whether it ended by itself."""
+def _emulate(command: Sequence[str | Path], console: Path, timeout: float, output: Path) -> bool:
+    """Run a machine to its end, or to a limit, and return whether it ended by itself.
+
+    output: grows once it is up and as long as it makes progress.
+    """
     with console.open("wb") as log:
         machine = subprocess.Popen(
             command,
@@ -213,11 +213,22 @@ def _emulate(
             start_new_session=True,
         )
         try:
-            return _ends(machine, boot_limit) or (is_up() and _ends(machine, timeout))
+            return _ends(machine, BOOT_LIMIT) or (
+                output.exists() and _works(machine, timeout, output)
+            )
         finally:
             if machine.poll() is None:
                 os.killpg(machine.pid, signal.SIGKILL)
                 machine.wait()
+
+
+def _works(machine: subprocess.Popen[bytes], timeout: float, output: Path) -> bool:
+    """Whether it ends in time and is never silent for too long."""
+    limit, size = time.monotonic() + timeout, -1
+    while time.monotonic() < limit and size != (size := output.stat().st_size):
+        if _ends(machine, SILENCE_LIMIT):
+            return True
+    return False
 
 
 def _ends(machine: subprocess.Popen[bytes], timeout: float) -> bool:

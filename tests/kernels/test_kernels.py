@@ -6,8 +6,9 @@ TCPCORE_KERNELS="6.1 6.12" in the environment picks some of them; the default is
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from . import machine, report
-from .images import SUITES, Unavailable, fetch
+from .images import SUITES, Image, Unavailable, fetch
 
 PROJECT = Path(__file__).parents[2]
 TIME_LIMIT = 3600.0
@@ -103,16 +104,33 @@ def test_live_tests_pass_on(
 
 
 def _run(case: Case, share: Path) -> Outcome:
-    """Run a case's tests in its machine; Unavailable when its kernel is not to be had."""
+    """Run a case's tests in its machine; Unavailable when its kernel is not to be had.
+
+    A machine that stands still is started once more, for the tests that it has not done.
+    """
     image = fetch(case.label)
-    junit = share / "report.xml"
-    result = machine.run(
+    result = _test(case, image, share)
+    name = " ".join((image.version, *case.boot_arguments))
+    told = ""
+    if result.timed_out:
+        done = _done(result.output)
+        told = f"stood still after {len(done)} tests, {result.seconds:.0f} s; then "
+        result = _test(case, image, share, done)
+    summary, problems = _judge(result, share / "report.xml")
+    return f"kernel {name}, {told}{result.seconds:.0f} s: {summary}", problems
+
+
+def _test(case: Case, image: Image, share: Path, done: Sequence[str] = ()) -> machine.Result:
+    """done: tests that are left out."""
+    return machine.run(
         image,
         [
-            *(sys.executable, "-m", "pytest", *case.tests, "-v", f"--junitxml={junit}"),
+            *(sys.executable, "-m", "pytest", *case.tests, "-v"),
+            f"--junitxml={share / 'report.xml'}",
             *AGAIN,
             # The host's own folders of this kind are no business of the guest's.
             *("-p", "no:cacheprovider", "--basetemp=/run/pytest"),
+            *(f"--deselect={test}" for test in done),
         ],
         share,
         timeout=TIME_LIMIT,
@@ -120,9 +138,36 @@ def _run(case: Case, share: Path) -> Outcome:
         folder=PROJECT,
         boot_arguments=case.boot_arguments,
     )
-    summary, problems = _judge(result, junit)
-    name = " ".join((image.version, *case.boot_arguments))
-    return f"kernel {name}, {result.seconds:.0f} s: {summary}", problems
+
+
+def _done(output: str) -> list[str]:
+    """The tests that passed, or were skipped, in what `pytest -v` printed."""
+    return re.findall(r"^(tests/\S+::.+?) (?:PASSED|SKIPPED)\b", output, re.MULTILINE)
+
+
+def test_what_was_done_is_told_by_the_output() -> None:
+    tests = "tests/live/test_a.py::test_one", "tests/live/test_a.py::test_two[a b-1]"
+    output = (
+        "collected 4 items\n\n"
+        f"{tests[0]} PASSED     [ 25%]\n"
+        f"{tests[1]} SKIPPED (why) [ 50%]\n"
+        "tests/live/test_a.py::test_three FAILED   [ 75%]\n"
+        "tests/live/test_a.py::test_four "
+    )
+    assert _done(output) == [*tests]
+
+
+def test_a_machine_that_stands_still_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as it says nothing more."""
+    monkeypatch.setattr(machine, "BOOT_LIMIT", 0.3)
+    monkeypatch.setattr(machine, "SILENCE_LIMIT", 0.3)
+    output, log = tmp_path / "output", tmp_path / "log"
+    talks = f"for x in 1 2 3 4 5 6; do echo $x >>{output}; sleep 0.2; done"
+    assert machine._emulate(["sh", "-c", talks], log, 60, output)
+    assert not machine._emulate(["sh", "-c", f"{talks}; sleep 60"], log, 60, output)
+    assert not machine._emulate(["sleep", "60"], log, 60, tmp_path / "none")
 
 
 def _judge(result: machine.Result, junit: Path) -> Outcome:

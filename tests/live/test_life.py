@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import os
@@ -10,6 +11,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,7 @@ FACTS = Facts(
         {
             *("duration_ns", "tx_bytes", "rx_bytes", "cgroup_id", "retransmits"),
             *("rtt_min_us", "srtt_us", "role", "reason"),
+            *("cwnd_limited_ns", "rwnd_limited_ns", "sndbuf_limited_ns"),
         }
     ),
     reset=2,
@@ -563,7 +566,17 @@ def test_filters() -> None:
 
 
 NARROW = ["PID", "COMM", "LADDR", "LPORT", "RADDR", "RPORT", "TX_KB", "RX_KB", "MS"]
-MORE = ["REASON", "RETRANS", "MINRTT(us)", "SRTT(us)", "UID", "NETNS"]
+MORE = [
+    "REASON",
+    "RETRANS",
+    "MINRTT(us)",
+    "SRTT(us)",
+    "CWND(ms)",
+    "RWND(ms)",
+    "SNDBUF(ms)",
+    "UID",
+    "NETNS",
+]
 
 
 @pytest.mark.parametrize(
@@ -600,3 +613,20 @@ def test_csv() -> None:
     (row,) = (r for r in csv.DictReader(running.out.lines) if r["lport"] == str(lport))
     assert (row["rport"], row["pid"], row["role"]) == (str(port), str(os.getpid()), "active")
     assert (row["tx_bytes"], row["rx_bytes"], row["reason"]) == ("0", "0", "fin")
+
+
+def test_what_held_the_sender_back() -> None:
+    """A reader that sleeps: its window. One that reads at once: at most the network."""
+    with tracer("life", "--json", "-p", str(os.getpid())) as running:
+        with harness.pair() as (slow, _):
+            slow.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    slow.send(bytes(MIB))
+            sleeping = slow.getsockname()[1]
+            time.sleep(1)
+        idle, _ = harness.session(act=lambda client, accepted: time.sleep(0.5))
+        by_port = {e["lport"]: e for e in running.events()}
+    assert by_port[sleeping]["rwnd_limited_ns"] > 0.5e9
+    waits = ("cwnd_limited_ns", "rwnd_limited_ns", "sndbuf_limited_ns")
+    assert sum(by_port[idle][wait] for wait in waits) < 0.4e9

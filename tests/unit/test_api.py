@@ -204,6 +204,9 @@ class FakeSession:
     def count(self, records: Any) -> None:
         pass
 
+    def walk(self) -> None:
+        pass
+
     def tables(self) -> list[Any]:
         return []
 

@@ -321,6 +321,7 @@ def attached(*links: int, **programs: int) -> loader.Attached:
         nothing, (), {}, {}, loader._Maps(),
         {name.replace("__", "/"): [program(n)] for name, n in programs.items()},
         [ctypes.cast(n, ctypes.POINTER(ffi.BpfLink)) for n in links],
+        {},
         Lifetime(),
     )  # fmt: skip
 

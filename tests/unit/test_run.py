@@ -112,6 +112,9 @@ class FakeSession:
     def _of(self, kind: Any) -> list[Any]:
         return [each for each in self.tool.kinds if isinstance(each, kind)]
 
+    def walk(self) -> None:
+        pass
+
     def tables(self) -> list[Any]:
         return [(table.lines, [ROW]) for table in self._of(Table)]
 

@@ -92,6 +92,12 @@ class TestRunOptions(ctypes.Structure):
     ]
 
 
+class IterOptions(ctypes.Structure):
+    """struct bpf_iter_attach_opts."""
+
+    _fields_ = [("sz", c_size_t), ("link_info", c_void_p), ("link_info_len", c_uint32)]
+
+
 class LoadOptions(ctypes.Structure):
     """struct bpf_prog_load_opts up to the last field that we set."""
 
@@ -173,6 +179,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any, Callable[..., Any] | None]] = {
     "bpf_program__section_name": ([_PROGRAM], c_char_p, None),
     "bpf_program__set_autoload": ([_PROGRAM, ctypes.c_bool], c_int, negative),
     "bpf_program__attach": ([_PROGRAM], _LINK, null),
+    "bpf_program__attach_iter": ([_PROGRAM, POINTER(IterOptions)], _LINK, null),
     "bpf_program__attach_perf_event": ([_PROGRAM, c_int], _LINK, null),
     "bpf_program__fd": ([_PROGRAM], c_int, negative),
     "bpf_link__destroy": ([_LINK], c_int, negative),

@@ -37,6 +37,7 @@ class Settings(NamedTuple):
         (shorter ones leave zeros behind them).
     map_entries: max_entries by map name.
     aggregates: the aggregates that are used, and how many keys each has room for.
+    contents: keys and values of maps that are filled before the attach.
     pins: paths of pinned hash maps that take the place of the object's own, by the own one's name.
         Keys must have the same size; the values' size is theirs.
     rings: sizes of the perf buffers to open before the attach, by the name of their map.
@@ -48,6 +49,7 @@ class Settings(NamedTuple):
     rodata: Mapping[str, int | bytes] = {}
     map_entries: Mapping[str, int] = {}
     aggregates: Mapping[str, int] = {}
+    contents: Mapping[str, Mapping[bytes, bytes]] = {}
     pins: Mapping[str, Path] = {}
     rings: Mapping[str, RingSize] = {}
     called: tuple[str, ...] = ()
@@ -123,10 +125,12 @@ class Attached:
         maps: _Maps,
         programs: Programs,
         links: Sequence[ffi.LinkHandle],
+        walks: Mapping[str, ffi.LinkHandle],
         life: Lifetime,
     ) -> None:
         self.file, self.uses, self.rings, self.aggregates = file, uses, rings, aggregates
         self._maps, self._programs, self._links, self._life = maps, programs, links, life
+        self._walks = walks
 
     def check(self) -> None:
         """TcpcoreError where it cannot be used any more."""
@@ -177,9 +181,20 @@ class Attached:
         with self._life, ExitStack() as stack:
             link = libbpf().bpf_program__attach(iterator)
             stack.callback(libbpf().bpf_link__destroy, link)
-            fd = libbpf().bpf_iter_create(libbpf().bpf_link__fd(link))
-            stack.callback(os.close, fd)
-            _read_to_end(fd)
+            _iterate(link)
+
+    def walk(self, use: Use) -> None:
+        """Run a slot's programs on each key of the map that its way goes through.
+
+        Raises LibbpfError.
+        """
+        assert use.way
+        if use.way.name != "call":
+            with self._life:
+                _iterate(self._walks[use.slot.name])
+            return
+        for key in self.map(use.way.over).all_keys():
+            self.call(use.way.sections[0], int.from_bytes(key, "little"))
 
 
 def _recursion_misses(program: ffi.ProgramHandle) -> int:
@@ -197,6 +212,14 @@ def _probe_misses(link: ffi.LinkHandle) -> int:
     probes = (_PERF_EVENT_KPROBE, _PERF_EVENT_KRETPROBE)
     is_probe = info.type == _LINK_TYPE_PERF_EVENT and info.event_type in probes
     return int(info.missed) if is_probe else 0
+
+
+def _iterate(link: ffi.LinkHandle) -> None:
+    fd = libbpf().bpf_iter_create(libbpf().bpf_link__fd(link))
+    try:
+        _read_to_end(fd)
+    finally:
+        os.close(fd)
 
 
 def _read_to_end(fd: int) -> None:
@@ -289,9 +312,18 @@ def _bring_up(
         rings[name] = perf_buffer(_map(maps[name], life).fd, size, life)
         stack.callback(rings[name].close)
     aggregates = {name: _aggregate(maps, name, life) for name in settings.aggregates}
-    attached, links = [], []
+    for name, content in settings.contents.items():
+        for key, value in content.items():
+            _map(maps[name], life).set(key, value)
+    attached: list[Use] = []
+    links: list[ffi.LinkHandle] = []
+    walks: dict[str, ffi.LinkHandle] = {}
     for use in uses:
         try:
+            if use.way and use.way.over:
+                walks |= _attach_walk(stack, use, programs, maps)
+                attached.append(use)
+                continue
             done, more = _attach_slot(stack, use, programs)
         except LibbpfError as e:
             _unless_exhausted(e)
@@ -299,7 +331,7 @@ def _bring_up(
             return None
         attached.append(done)
         links += more
-    return Attached(file, tuple(attached), rings, aggregates, maps, programs, links, life)
+    return Attached(file, tuple(attached), rings, aggregates, maps, programs, links, walks, life)
 
 
 def _unless_exhausted(error: LibbpfError) -> None:
@@ -314,7 +346,8 @@ def _adjust(
     """Everything that is set between open and load."""
     of_ways = {name: value for use in uses if use.way for name, value in use.way.rodata.items()}
     _write_rodata(handle, file, {**settings.rodata, **of_ways})
-    for name, entries in settings.map_entries.items():
+    filled = {name: max(1, len(content)) for name, content in settings.contents.items()}
+    for name, entries in {**settings.map_entries, **filled}.items():
         libbpf().bpf_map__set_max_entries(maps[name], entries)
     for name, keys in settings.aggregates.items():
         for each in aggregate.maps(name):
@@ -337,6 +370,28 @@ def _attach_slot(
         absent += refused
         attached += [] if refused else [section]
     return use._replace(optional=tuple(attached), absent=tuple(absent)), links
+
+
+def _attach_walk(
+    stack: ExitStack, use: Use, programs: Programs, maps: _Maps
+) -> dict[str, ffi.LinkHandle]:
+    """An iterator's link to its map, by the slot's name: later there may be no right to make it.
+
+    What user space calls socket by socket needs none.
+    """
+    assert use.way
+    if use.way.name == "call":
+        return {}
+    info = ctypes.c_uint32(libbpf().bpf_map__fd(maps[use.way.over]))  # union bpf_iter_link_info
+    options = ffi.IterOptions(
+        sz=ctypes.sizeof(ffi.IterOptions),
+        link_info=ctypes.addressof(info),
+        link_info_len=ctypes.sizeof(info),
+    )
+    (iterator,) = programs[use.way.sections[0]]
+    link = libbpf().bpf_program__attach_iter(iterator, ctypes.byref(options))
+    stack.callback(libbpf().bpf_link__destroy, link)
+    return {use.slot.name: link}
 
 
 def _find_maps(handle: ffi.ObjectHandle, file: ObjectFile) -> _Maps:

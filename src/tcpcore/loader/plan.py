@@ -35,18 +35,21 @@ class Way(NamedTuple):
     types: the parameter types of kernel functions and tracepoints for which the programs were
         written, as C spells them. Several spellings where kernels differ in a name alone.
     rodata: tells the programs that they are in use.
+    over: the map that an iterator goes through, when user space says so (Attached.walk).
     """
 
     sections: tuple[str, ...]
     optional: tuple[str, ...] = ()
     types: Mapping[str, Sequence[str]] = {}
     rodata: Mapping[str, int] = {}
+    over: str = ""
 
     @property
     def name(self) -> str:
-        """What `attach` calls it: fentry, kprobe, tp_btf, raw_tp or tracepoint."""
-        kind = self.sections[0].partition("/")[0]
-        return _NAMES.get(kind, kind)
+        """What `attach` calls it: fentry, kprobe, tp_btf, raw_tp or tracepoint; iter or call where
+        user space runs the programs."""
+        kind, hook, _ = self.sections[0].partition("/")
+        return _NAMES.get(kind, kind) if hook else "call"
 
     def is_called(self, name: str) -> bool:
         """Whether `attach` means this way by a name."""

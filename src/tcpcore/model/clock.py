@@ -11,6 +11,7 @@ from tcpcore.model.fields import Cache
 
 SECOND = 1_000_000_000
 
+_CLOCK_MONOTONIC_COARSE = 6  # include/uapi/linux/time.h; Python has no name for it
 
 _HOST_NAMESPACE = 0xEFFFFFFA
 """Inode of the host's time namespace: PROC_TIME_INIT_INO, include/linux/proc_ns.h."""
@@ -82,3 +83,8 @@ def since(start_ns: int, stamps: Iterable[int], width: int) -> list[str]:
     """Seconds since start_ns, with milliseconds, padded."""
     template = f"%-{width}.3f"
     return [template % ((ns - start_ns) / SECOND) for ns in stamps]
+
+
+def jiffy_ns() -> int:
+    """The kernel's tick: the coarse clocks go on with it, clock_getres(2)."""
+    return round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e9)

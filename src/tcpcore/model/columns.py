@@ -61,3 +61,8 @@ def kilobytes(title: str, field: str) -> Column:
 
 def millis(title: str, field: str, width: int, digits: int) -> Column:
     return Column(title, field, width, cells=fields.millis(width, digits))
+
+
+def optional_kilobytes(title: str, field: str) -> Column:
+    """Of numbers that are made in user space."""
+    return Column(title, field, 9, text=lambda size: f"{size / 1024:.1f}")

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from tcpcore.loader import Attached
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tcpcore.loader.perf import Record
     from tcpcore.model.report import Distributions, Rows
     from tcpcore.model.value import Value
 
@@ -19,17 +22,23 @@ class Counted(NamedTuple):
     """Rows of a table.
 
     aggregate: its name in C. key: the mirror of `struct <struct>`, the aggregate's key. The table's
-    row is a subclass of key, with a field for each counter of the value, `struct <struct>_count`.
+    row is a subclass of key, with a field for each counter of the value, `struct <struct>_count`,
+    and if it is timed a last one for the interval. finish: makes other rows of these; then counters
+    is the mirror of the value.
     """
 
     aggregate: str
     key: type[Value]
     struct: str
+    timed: bool = False
+    finish: Callable[[list[Record]], list[Record]] | None = None
+    counters: type[Value] | None = None
 
     def __call__(self, program: Attached) -> Rows:
         from tcpcore.model.report import Rows
 
-        return Rows(self.key, program.aggregates[self.aggregate].take)
+        take = program.aggregates[self.aggregate].take
+        return Rows(self.key, take, self.timed, self.finish)
 
 
 class Measured(NamedTuple):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcpcore.loader.aggregate import Counters
 from tcpcore.loader.perf import Record
-from tcpcore.model import fields
+from tcpcore.model import clock, fields
 from tcpcore.model.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -21,12 +21,20 @@ MOST_ROWS = 4096
 class Rows:
     """A table's Counts: the rows since the last call, those with the highest first counter on top.
 
-    One row at the end has what found no room, and what would make the report too long.
+    One row at the end has what found no room, and what would make the report too long. timed: rows
+    end with the nanoseconds since the last call. finish: makes other rows of these.
     """
 
-    def __init__(self, key: type[Value], take: Callable[[], Counters]) -> None:
-        self._take = take
+    def __init__(
+        self,
+        key: type[Value],
+        take: Callable[[], Counters],
+        timed: bool = False,
+        finish: Callable[[list[Record]], list[Record]] | None = None,
+    ) -> None:
+        self._take, self._finish = take, finish
         self._layout, self._blank = fields.layout(key), _blank(key)
+        self._timed, self._before = timed, clock.monotonic_ns()
 
     def add(self, records: Sequence[Record]) -> None:
         """The kernel counts."""
@@ -38,7 +46,15 @@ class Rows:
         rows.sort(key=lambda row: (-row[1][0], row[0]))
         shown = [(*key, *counters) for key, counters in rows[:MOST_ROWS]]
         rest = [counters for _, counters in rows[MOST_ROWS:]] + ([no_room] if no_room else [])
-        return [*shown, (*self._blank, *map(sum, zip(*rest, strict=True)))] if rest else shown
+        if rest:
+            shown.append((*self._blank, *map(sum, zip(*rest, strict=True))))
+        if self._timed:
+            shown = self._with_interval(shown)
+        return self._finish(shown) if self._finish else shown
+
+    def _with_interval(self, rows: list[Record]) -> list[Record]:
+        before, self._before = self._before, clock.monotonic_ns()
+        return [(*row, self._before - before) for row in rows]
 
 
 class Distributions:

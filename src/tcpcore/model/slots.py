@@ -83,6 +83,14 @@ CONNECTING = (
     ),
 )
 
+# Of walk.bpf.h. The first way needs atomic instructions of Linux 5.12, and BTF in the kernel.
+WALK = (
+    Slot(
+        "walk over the sockets",
+        (Way(("iter/bpf_map_elem",), over="sockets"), Way(("raw_tp",), over="sockets")),
+    ),
+)
+
 THREAD_EXITS = Slot("thread exits", (Way(("raw_tp/sched_process_exit",)),))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Rodata = dict[str, int | bytes]
 """Values of read-only variables by name."""
 NO_RODATA: Rodata = {}
+NO_CONTENTS: Mapping[str, Mapping[bytes, bytes]] = {}
 Records = Sequence[Record]
 
 
@@ -52,17 +53,31 @@ class Column(NamedTuple):
         return (text[: self.width] if self.cut else text).ljust(self.width)
 
 
+class Ranking:
+    """What rows are ordered by: one of several names, which a user may change while it runs."""
+
+    def __init__(self, orders: Sequence[str], order: str) -> None:
+        self.orders, self.order = orders, order
+
+    def turn(self) -> None:
+        """To the next one."""
+        self.order = self.orders[(self.orders.index(self.order) + 1) % len(self.orders)]
+
+
 class Lines(Value):
     """Rows, and how they are shown.
 
     row: a class whose fields are of the kinds in fields.py. columns, wide: of the text table,
-    and with --wide. record: the type of their JSON objects.
+    and with --wide. record: the type of their JSON objects. title: a line above each block of the
+    text. ranking: the order of the rows; they are shown in place on a terminal.
     """
 
     row: type[Value]
     columns: tuple[Column, ...]
     wide: tuple[Column, ...]
     record: str = "flow"
+    title: Callable[[], str] | None = None
+    ranking: Ranking | None = None
 
 
 class Sweep(NamedTuple):
@@ -140,7 +155,9 @@ class Tool(Value):
     until their tuple is complete, asked for on each drain. pending: rows asked for at the end.
     asked: events asked for before each report, whose tables count them. at_once: the trace ends
     with its first report, for which nothing is waited for. seed: a BPF iterator that runs once
-    after the attach. derive: opened with the trace.
+    after the attach. derive: opened with the trace. contents: of maps, by name, before the attach.
+    interval: seconds between two reports, unless --interval says so; None is never. reports: the
+    trace ends after so many.
     """
 
     name: str
@@ -155,6 +172,9 @@ class Tool(Value):
     at_once: bool = False
     seed: str | None = None
     derive: Callable[[], AbstractContextManager[Derive]] | None = None
+    contents: Mapping[str, Mapping[bytes, bytes]] = NO_CONTENTS
+    interval: float | None = None
+    reports: int | None = None
 
     @property
     def struct(self) -> str:

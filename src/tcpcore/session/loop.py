@@ -39,10 +39,12 @@ class Loop:
     ) -> None:
         self._session, self._sink, self._is_stopped = session, sink, is_stopped
         now = time.monotonic()
-        self._left, self._interval = limits.count, limits.interval
-        duration = 0.0 if session.tool.at_once else limits.duration or float("inf")
+        tool = session.tool
+        self._left, self._interval = limits.count, limits.interval or tool.interval
+        self._reports = tool.reports
+        duration = 0.0 if tool.at_once else limits.duration or float("inf")
         self._end = now + duration
-        self._report = now + limits.interval if limits.interval else float("inf")
+        self._report = now + self._interval if self._interval else float("inf")
         self._look = now + LOSS_PERIOD
         self.losses = Losses()
         self.is_over = False
@@ -66,7 +68,9 @@ class Loop:
         now = time.monotonic()
         last = self._is_stopped() or now >= self._end
         self._hand_on(self._session.read(last=last))
-        last = last or self._left == 0
+        if last or now >= self._report:
+            self._reports = self._reports and self._reports - 1
+        last = last or self._left == 0 or self._reports == 0
         if last or now >= self._report:
             self._give_reports(last)
         if last or now >= self._look:
@@ -86,6 +90,7 @@ class Loop:
 
     def _give_reports(self, last: bool) -> None:
         self._report += self._interval or 0
+        self._session.walk()
         if asked := self._session.tool.asked:
             self._hand_on(self._session.swept(asked))
         for lines, records in self._session.tables():

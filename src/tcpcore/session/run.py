@@ -12,11 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from tcpcore.errors import LostError
+from tcpcore.errors import LostError, TcpcoreError
 from tcpcore.loader import ffi
 from tcpcore.model import fields
 from tcpcore.model.losses import Losses, describe
-from tcpcore.model.tool import Histograms, Tool
+from tcpcore.model.tool import Histograms, Table, Tool
 from tcpcore.request.request import Request
 from tcpcore.session import loop, privilege
 from tcpcore.session.session import Session, opened
@@ -78,8 +78,11 @@ def run(tool: Tool, request: Request, output: Output) -> None:
     stop = Stop()
     ffi.verbose = output.verbose
     style = _style(tool, output)  # before the first event: stamps count from here
-    with opened(tool, request) as session, _destination(tool, output, stop) as destination:
-        printer = _Telling(tool, style, destination.write)
+    with (
+        opened(tool, request) as session,
+        _destination(tool, output, stop) as destination,
+        _printer(tool, output, style, destination) as printer,
+    ):
         # From here on no file is opened that takes the caller's rights.
         if not output.keep_privileges:
             privilege.drop(session.losses)
@@ -109,12 +112,38 @@ def _print(
     session: Session, request: Request, printer: Printer, destination: Destination, stop: Stop
 ) -> Losses:
     """Runs until it is time to stop, or the reader has gone. Returns what was lost."""
-    at_work = loop.Loop(session, printer, request.limits, lambda: stop.wanted or destination.gone())
+
+    def is_stopped() -> bool:
+        return stop.wanted or destination.gone() or printer.look()
+
+    at_work = loop.Loop(session, printer, request.limits, is_stopped)
     with suppress(BrokenPipeError):
         printer.begin()
         at_work.run()
     at_work.tell_losses()
     return at_work.losses
+
+
+@contextmanager
+def _printer(
+    tool: Tool, output: Output, style: Style, destination: Destination
+) -> Iterator[Printer]:
+    """One that stays in its place, where the tool has such rows and standard output is a terminal;
+    at the end the terminal is as it was."""
+    ranked = [kind.lines for kind in tool.kinds if isinstance(kind, Table) and kind.lines.ranking]
+    is_table = output.path is None and output.style == "table"
+    if not (ranked and is_table and os.isatty(1)):
+        yield _Telling(tool, style, destination.write)
+        return
+    from tcpcore.sinks.live import Live, keyboard
+
+    with keyboard() as keys:
+        live = Live(tool, ranked[0], output.wide, destination.write, keys)
+        try:
+            yield live
+        finally:
+            with suppress(BrokenPipeError, TcpcoreError):
+                live.end()
 
 
 def _style(tool: Tool, output: Output) -> Style:

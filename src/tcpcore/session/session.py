@@ -123,6 +123,12 @@ class Session:
         for measures in self._measures:
             measures.add(records)
 
+    def walk(self) -> None:
+        """Before a report: what the sockets themselves have counted since the last one."""
+        for use in self.program.uses:
+            if use.way and use.way.over:
+                self.program.walk(use)
+
     def tables(self) -> Iterator[tuple[Lines, Records]]:
         """What was counted since the last call."""
         for lines, counts in self._tables:
@@ -227,6 +233,7 @@ def opened(tool: Tool, request: Request) -> Iterator[Session]:
         rodata={**filters.rodata(), **tool.rodata},
         map_entries=dict.fromkeys(tool.sockets, machinery.sockets),
         aggregates=dict.fromkeys((each.aggregate for each in tool.counted), machinery.keys),
+        contents=tool.contents,
         called=tool.called,
         attach=machinery.attach,
         btf=machinery.btf,

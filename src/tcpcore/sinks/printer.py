@@ -38,5 +38,9 @@ class Printer:
     def histograms(self, found: Sequence[Histogram]) -> None:
         self._write(self._style.histograms(found))
 
+    def look(self) -> bool:
+        """Called often; whether the reader wants to end it."""
+        return False
+
     def losses(self, losses: Losses) -> None:
         self._write(self._style.record("lost", losses._asdict()))

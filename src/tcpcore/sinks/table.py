@@ -19,6 +19,7 @@ class Table:
     def __init__(self, lines: Lines, wide: bool = False, stamps: Sequence[Column] = ()) -> None:
         before = stamps if form.is_event(lines) else ()
         self._columns = (*before, *(lines.wide if wide else lines.columns))
+        self._title = lines.title
         kinds = fields.kinds(lines.row)
         names = list(kinds)
         self._sources = [names.index(column.field) for column in self._columns]
@@ -33,8 +34,20 @@ class Table:
         cells = form.cells(list(zip(*records, strict=True)), self._converts, self._sources)
         return "\n".join(map(str.rstrip, map(" ".join, zip(*cells, strict=True)))) + "\n"
 
+    @property
+    def titles(self) -> list[str]:
+        return [column.title for column in self._columns]
+
+    def cells(self, records: Records) -> list[tuple[str, ...]]:
+        """Row by row, for a table that is laid out otherwise."""
+        if not records:
+            return []
+        columns = form.cells(list(zip(*records, strict=True)), self._converts, self._sources)
+        return list(zip(*(map(str.rstrip, column) for column in columns), strict=True))
+
     def block(self, records: Records) -> str:
-        return self.header() + self.rows(records)
+        title = f"{self._title()}\n" if self._title else ""
+        return title + self.header() + self.rows(records)
 
 
 def stamps(timestamp: bool, wall: bool) -> list[Column]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from tcpcore.model import clock, fields
 from tcpcore.model import columns as col
-from tcpcore.model import fields
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.option import Option
 from tcpcore.model.slots import ACCEPTING, TRANSITIONS, optional
@@ -20,7 +20,9 @@ from tcpcore.model.tool import Column, Lines, Snapshot, Stream, Sweep, Tool
 class Event(ConnectionEvent):
     """One session. Mirror of struct life_event, bpf/life.h; times in ns or us as named.
 
-    reason: fin, reset sent, reset received, timeout, or open where the trace ended first.
+    reason: fin, reset sent, reset received, timeout, or open where the trace ended first. The last
+    times: how long the sender had something to send, and waited for the network, for the receiver's
+    window, for room in its send buffer.
     """
 
     role: fields.Role
@@ -31,6 +33,9 @@ class Event(ConnectionEvent):
     duration_ns: fields.Duration
     tx_bytes: fields.Bytes
     rx_bytes: fields.Bytes
+    cwnd_limited_ns: fields.Time
+    rwnd_limited_ns: fields.Time
+    sndbuf_limited_ns: fields.Time
     cgroup_id: fields.CgroupId
 
 
@@ -56,6 +61,9 @@ _LINES = Lines(
         Column("RETRANS", "retransmits", 7),
         Column("MINRTT(us)", "rtt_min_us", 10),
         Column("SRTT(us)", "srtt_us", 8),
+        col.millis("CWND(ms)", "cwnd_limited_ns", 8, digits=0),
+        col.millis("RWND(ms)", "rwnd_limited_ns", 8, digits=0),
+        col.millis("SNDBUF(ms)", "sndbuf_limited_ns", 10, digits=0),
         col.UID,
         col.NETNS,
     ),
@@ -87,6 +95,6 @@ def tool(
     """all: sessions older than the trace, too. open: at the end, those that are open still."""
     return TOOL._replace(
         kinds=(*TOOL.kinds, _OPEN) if open else TOOL.kinds,
-        rodata={"target_all": all},
+        rodata={"target_all": all, "jiffy_ns": clock.jiffy_ns()},
         seed="iter/task_file" if all else None,
     )
