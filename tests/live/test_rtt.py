@@ -332,6 +332,16 @@ def test_a_filter_on_the_owner(attach: str, older: bool) -> None:
     assert {"end of sockets", "state changes", "accept()"} <= running.ways.keys()
 
 
+def test_the_end_of_a_followed_socket_counts_nothing() -> None:
+    with tracer("rtt", "--json", "--by", "lport", "-p", str(os.getpid())) as running:
+        with harness.pair() as (client, accepted):
+            talk(client, accepted)
+            lport, came = client.getsockname()[1], segments(client)
+            harness.reset(client)
+        found = counts(records(running), "lport")
+    assert found[lport] == came
+
+
 def test_containers_and_cgroups() -> None:
     """Under a name like that of a container's cgroup; no runtime knows its name."""
     key = "c0ffee" * 10 + "cafe"
@@ -584,6 +594,9 @@ def ss_rtt(end: Namespace, port: int) -> float:
 @pytest.mark.parametrize("delay", DELAYS)
 def test_delays_are_in_their_buckets(attach: str, delay: int, net: Net) -> None:
     here, there = net
+    # Neighbours know each other by then: the first SYN would wait for ARP as well.
+    with there.entered(), harness.listener(there.address) as server, here.entered():
+        harness.connect(*server.getsockname()).close()
     with (
         delayed(there, delay),
         there.entered(),
