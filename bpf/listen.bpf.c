@@ -38,8 +38,8 @@ static __always_inline bool is_mptcp(struct sock *sk)
 }
 
 /*
- * The key of a call. Before Linux 6.6 (3fffa15bfef4) mptcp_listen() calls inet_listen(), in the same
- * thread, for the subflow.
+ * The key of a call. Older kernels have mptcp_listen() call inet_listen() for the subflow, in the same
+ * thread; Linux 6.18 has __inet_listen_sk() for that.
  */
 static __always_inline __u64 thread_and(bool mptcp)
 {

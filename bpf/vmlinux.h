@@ -115,7 +115,7 @@ struct netns_core {
 	int sysctl_somaxconn;
 };
 
-/* An int before Linux 5.13: the low byte is where it was, as all our architectures are little-endian. */
+/* An int in Linux 5.10: its low byte, as our architectures are little-endian. */
 struct netns_ipv4 {
 	__u8 sysctl_tcp_syncookies;
 };

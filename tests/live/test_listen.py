@@ -226,10 +226,15 @@ def test_none_is_missing_where_many_listen_at_once(attach: str) -> None:
             thread.start()
         for thread in threads:
             thread.join()
+        left = running.entries()
         events = running.events()
-    assert Counter(e["backlog"] for e in events) == seen == Counter(dict.fromkeys(range(20), 8))
+    lost = [r for r in running.records() if r["type"] == "lost"]
     assert {e["tid"] for e in events} == {thread.native_id for thread in threads}
-    assert [r for r in running.records() if r["type"] == "lost"] == []
+    assert Counter(e["backlog"] for e in events) <= seen
+    if lost:  # docs/limits.md, skipped programs: by preemption
+        assert lost[-1]["missed"] >= max(seen.total() - len(events), len(left)) > 0
+    else:
+        assert len(events) == seen.total() == 160 and not left
 
 
 @pytest.mark.parametrize("wide", [[], ["--wide"]])

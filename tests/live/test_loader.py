@@ -166,6 +166,7 @@ def test_rings_are_as_large_as_may_be_locked() -> None:
 # that always run an iterator, to know older sockets.
 FROM_FILE = """
 import os, sys, tcpcore
+from tests import facts
 from tests.live import harness
 from tests.unit.samples import tool
 from tcpcore.tools import names
@@ -174,7 +175,7 @@ for name in names():
     if tool(name).seed:
         continue
     with tcpcore.trace(name, btf=sys.argv[1], map_size=64, pid=os.getpid()) as events:
-        harness.session()
+        harness.session(act=facts.of(name).provoke)
         rows = 0
         while not rows:
             rows += len(events.read())

@@ -18,7 +18,8 @@ from tests.unit.samples import ARCHITECTURES, TOOLS, object_file
 
 
 class FakeTypes:
-    """libbpf with the function f(const struct sock *, int) and the tracepoint t of the same.
+    """libbpf with the function f(const struct sock *, int), the tracepoint t of the same, and the
+    function h, whose second parameter points to a function.
 
     read, freed: how often. asked: names.
     """
@@ -27,8 +28,9 @@ class FakeTypes:
     TYPES: ClassVar = [
         *((0, "", 0), (1, "int", 0), (4, "sock", 0), (10, "", 2), (2, "", 3)),
         *((13, "", 0), (12, "f", 5), (13, "", 0), (2, "", 7), (8, "btf_trace_t", 8), (2, "", 0)),
+        *((13, "", 0), (12, "h", 11)),
     ]
-    PARAMETERS: ClassVar = {5: [4, 1], 7: [10, 4, 1]}
+    PARAMETERS: ClassVar = {5: [4, 1], 7: [10, 4, 1], 11: [4, 8]}
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.read = self.freed = 0
@@ -89,6 +91,11 @@ def test_parameters_of_functions_and_of_tracepoints(types: FakeTypes) -> None:
     """Without const, and without what a tracepoint hands to its programs first."""
     btf = kernel.Btf()
     assert [btf.types(name) for name in ("f", "t", "g")] == [PARAMETERS, PARAMETERS, None]
+
+
+def test_a_pointer_to_a_function(types: FakeTypes) -> None:
+    """It has no name, at which libbpf fails."""
+    assert kernel.Btf().types("h") == ("struct sock *", "function *")
 
 
 def test_the_types_are_read_once_and_freed_once(types: FakeTypes) -> None:

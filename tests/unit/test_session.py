@@ -133,7 +133,7 @@ def read(at_work: Session, program: FakeProgram, last: bool = False) -> list[tup
     return program.called
 
 
-def test_held_rows_are_asked_for_before_the_rings_are_emptied() -> None:
+def test_held_rows_are_asked_for_before_the_rings_are_emptied(clock: list[float]) -> None:
     program = holding()
     assert read(trace(program, SWEEPING), program) == [("raw_tp", 7), ("take",)]
 

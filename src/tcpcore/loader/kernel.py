@@ -18,7 +18,7 @@ VMLINUX_BTF = Path("/sys/kernel/btf/vmlinux")
 KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
 
 # include/uapi/linux/btf.h
-_KIND_PTR, _KIND_TYPEDEF, _KIND_FUNC = 2, 8, 12
+_KIND_PTR, _KIND_TYPEDEF, _KIND_FUNC, _KIND_FUNC_PROTO = 2, 8, 12, 13
 _TAGS = {4: "struct", 5: "union", 6: "enum", 7: "struct", 19: "enum"}
 _QUALIFIERS = (9, 10, 11, 18)  # volatile, const, restrict, type tags
 _NO_FUNCTION = 1  # BTF's first type is a number
@@ -106,7 +106,8 @@ class Btf:
         return tuple(spelled[1:] if spelled[:1] == ["void *"] else spelled)
 
     def _spelled(self, number: int) -> str:
-        """A type as C has it, without const and volatile."""
+        """A type as C has it, without const and volatile. What a function takes and gives is left
+        out: a pointer to one is `function *`."""
         if number == 0:
             return "void"
         found = self._type(number)
@@ -116,6 +117,8 @@ class Btf:
             return target + ("*" if target.endswith("*") else " *")
         if kind in _QUALIFIERS:
             return self._spelled(found.type)
+        if kind == _KIND_FUNC_PROTO:  # it has no name
+            return "function"
         name = libbpf().btf__name_by_offset(self._read(), found.name_off).decode()
         return f"{_TAGS[kind]} {name}" if kind in _TAGS else str(name)
 

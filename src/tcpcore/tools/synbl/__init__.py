@@ -98,9 +98,9 @@ _TYPES = {
     "tcp_conn_request": (
         "struct request_sock_ops *, struct tcp_request_sock_ops *, struct sock *, struct sk_buff *",
     ),
-    # A pointer to a function came last with Linux 6.18.
+    # Linux 6.18 has a pointer to a function behind them, 5.10 has not.
     **dict.fromkeys(
-        ("tcp_v4_syn_recv_sock", "tcp_v6_syn_recv_sock"), (_SYN_RECV, f"{_SYN_RECV},  *")
+        ("tcp_v4_syn_recv_sock", "tcp_v6_syn_recv_sock"), (_SYN_RECV, f"{_SYN_RECV}, function *")
     ),
     **dict.fromkeys(
         ("cookie_v4_init_sequence", "cookie_v6_init_sequence"), ("struct sk_buff *, __u16 *",)
