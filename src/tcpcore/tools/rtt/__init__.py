@@ -26,7 +26,7 @@ SEGMENTS = (
         "segments received",
         (
             Way(("fentry/tcp_rcv_established",), types={"tcp_rcv_established": _TYPES}),
-            Way(("tp_btf/tcp_probe",), types={"tcp_probe": _TYPES}),
+            Way(("tp_btf/tcp_probe",)),
             Way(("raw_tp/tcp_probe",)),
             Way(("kprobe/tcp_rcv_established",)),
         ),
