@@ -63,14 +63,14 @@ def test_bytes_of_many_sessions(attach: str) -> None:
     sizes = [unit * (1 + n) for n in range(sessions)]  # 1 GiB in all
     with contextlib.ExitStack() as stack, looking("0.5", "--attach", attach) as running:
         pairs = [stack.enter_context(harness.pair()) for _ in sizes]
-        reader = threading.Thread(target=drain, args=([end for _, end in pairs], sizes))
-        reader.start()
-        for (client, _), size in zip(pairs, sizes, strict=True):
-            client.sendall(bytes(size // 2))
-        running.wait_for(lambda flow: flow["tx_bytes"] > 0)  # the rest is in a later report
-        for (client, _), size in zip(pairs, sizes, strict=True):
-            client.sendall(bytes(size - size // 2))
-        reader.join()
+        halves = [size // 2 for size in sizes]
+        for each in (halves, [size - half for size, half in zip(sizes, halves, strict=True)]):
+            reader = threading.Thread(target=drain, args=([end for _, end in pairs], each))
+            reader.start()
+            for (client, _), size in zip(pairs, each, strict=True):
+                client.sendall(bytes(size))
+            reader.join()
+            running.wait_for(lambda flow: flow["tx_bytes"] > 0)  # the rest is in a later report
         wanted = {
             harness.ports(client): size for (client, _), size in zip(pairs, sizes, strict=True)
         }
