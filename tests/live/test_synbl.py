@@ -117,7 +117,9 @@ def test_overflows_are_the_kernels_own(attach: str, family: str, net: Net) -> No
             harness.until(lambda: grown("ListenOverflows") >= 30)  # some come again
         overflows, drops = grown("ListenOverflows"), grown("ListenDrops")
         (row,) = rows_at(running, here)
-    assert (row["drops"], row["connections"], row["limit"]) == (drops, 2, 1)
+    assert (row["connections"], row["limit"]) == (2, 1)
+    # A last ACK that finds the accept queue full is dropped by the listener, and as a packet, too.
+    assert drops <= row["drops"] <= drops + overflows
     assert row["overflows"] == (overflows if sees_overflows(running) else None)
     assert row["buckets"] == [[0, 0, 1], [1, 1, 1]]
     assert row["pid"] == os.getpid()
