@@ -190,20 +190,9 @@ static __always_inline struct entry *closed_early(struct sock *sk, const bool di
 	return find(sk);
 }
 
-/* How a session begins and ends; what packets change in between tells nothing of its owner. */
 static __always_inline bool concerns(int oldstate, int newstate)
 {
-	switch (newstate) {
-	case TCP_SYN_SENT:
-	case TCP_ESTABLISHED:
-	case TCP_FIN_WAIT1:
-	case TCP_LAST_ACK:
-		return true;
-	case TCP_CLOSE:
-		return oldstate != TCP_LISTEN;
-	default:
-		return is_new_child(oldstate, newstate);
-	}
+	return is_of_session(oldstate, newstate);
 }
 
 static __always_inline void ends(void *ctx, struct sock *sk, int oldstate, const bool owned,

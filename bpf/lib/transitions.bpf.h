@@ -35,6 +35,22 @@ static __always_inline bool is_session(int state)
 	       state != TCP_NEW_SYN_RECV && state != TCP_CLOSE;
 }
 
+/* How a session begins and ends; what packets change in between tells nothing of its owner. */
+static __always_inline bool is_of_session(int oldstate, int newstate)
+{
+	switch (newstate) {
+	case TCP_SYN_SENT:
+	case TCP_ESTABLISHED:
+	case TCP_FIN_WAIT1:
+	case TCP_LAST_ACK:
+		return true;
+	case TCP_CLOSE:
+		return oldstate != TCP_LISTEN;
+	default:
+		return is_new_child(oldstate, newstate);
+	}
+}
+
 /*
  * Since Linux 6.1 (05b24ff9b2cf) the kernel does not start a program that is already running on the
  * same CPU. That happens when a packet changes a state while a system call's change is still being

@@ -159,17 +159,7 @@ static __always_inline void accepted(void *ctx, struct sock *sk, const bool dire
 
 static __always_inline bool concerns(int oldstate, int newstate)
 {
-	switch (newstate) {
-	case TCP_SYN_SENT:
-	case TCP_ESTABLISHED:
-	case TCP_FIN_WAIT1:
-	case TCP_LAST_ACK:
-		return true;
-	case TCP_CLOSE:
-		return oldstate != TCP_LISTEN;
-	default:
-		return is_new_child(oldstate, newstate);
-	}
+	return is_of_session(oldstate, newstate);
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,

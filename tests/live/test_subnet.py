@@ -188,6 +188,13 @@ def test_each_way_to_walk(way: str) -> None:
         assert of(running) == {"127.0.0.0/8": (1001, 1001)}
 
 
+def test_a_v4_mapped_prefix_is_one_of_ipv4() -> None:
+    with counting("--subnets", "::ffff:127.0.0.0/104") as running:
+        with harness.pair() as (client, accepted):
+            exchange(client, accepted, 10, 0)
+        assert of(running) == {"127.0.0.0/8": (10, 10)}
+
+
 def test_prefixes_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "networks"
     path.write_text("# ours\n127.0.0.0/24\n\n  127.0.1.1  # one\n")

@@ -24,10 +24,11 @@ def networks(option: str, given: Any) -> list[ipaddress.IPv6Network]:
     part of it.
     """
     texts = [str(values.checked(option, value, str, *_KINDS)) for value in values.several(given)]
-    return values.limited(option, [_network(option, part) for part in values.parts(texts)])
+    return values.limited(option, [network(option, part) for part in values.parts(texts)])
 
 
-def _network(option: str, text: str) -> ipaddress.IPv6Network:
+def network(option: str, text: str) -> ipaddress.IPv6Network:
+    """One address or prefix, as text; as networks()."""
     try:
         given = ipaddress.ip_interface(text)
         if isinstance(given, ipaddress.IPv4Interface):

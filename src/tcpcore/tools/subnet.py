@@ -6,8 +6,8 @@ is in none. Payload alone, each byte once.
 
 from __future__ import annotations
 
-import ipaddress
 import struct
+from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from tcpcore.model.option import Option
 from tcpcore.model.slots import ACCEPTING, TRANSITIONS, WALK, optional
 from tcpcore.model.tool import Column, Lines, Table, Tool
 from tcpcore.model.value import Value
+from tcpcore.request import prefixes
 
 _PRIVATE = (
     "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,0.0.0.0/0,::1,fc00::/7,fe80::/10,::/0"
@@ -25,11 +26,9 @@ _PRIVATE = (
 _MOST_BYTES = 1 << 20  # of a file with prefixes
 _UNITS = {"b": 1 / 8, "k": 128, "m": 1 << 17, "B": 1, "K": 1 << 10, "M": 1 << 20}
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
 
 def _written(raw: bytes) -> str:
-    """Of what _value() made."""
+    """Of what _entry() made."""
     return f"{net.address_text(raw[:16])}/{raw[16]}" if any(raw) else fields.OTHER
 
 
@@ -100,7 +99,7 @@ def tool(
     )
 
 
-def _networks(given: str) -> list[Network]:
+def _networks(given: str) -> list[IPv6Network]:
     if not given.startswith("@"):
         return [_network(part.strip(), "") for part in given.split(",")]
     lines = _text(Path(given[1:])).splitlines()
@@ -119,26 +118,22 @@ def _text(path: Path) -> str:
     return text
 
 
-def _network(text: str, place: str) -> Network:
+def _network(text: str, place: str) -> IPv6Network:
     try:
-        return ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        problem = f"{place}'{net.printable(text)}' is not an address or a prefix like 10.0.0.0/8"
-        raise OptionError("subnets", problem) from None
+        return prefixes.network("subnets", net.printable(text))
+    except OptionError as e:
+        raise OptionError("subnets", f"{place}{e.problem}") from None
 
 
-def _trie(networks: list[Network]) -> dict[bytes, bytes]:
+def _trie(networks: list[IPv6Network]) -> dict[bytes, bytes]:
     """The entries of the map `subnets` in bpf/subnet.bpf.h."""
-    entries = dict(map(_entry, networks))
     # In its v4-mapped form IPv4 is a part of ::/0. So that it is none, it has a prefix of its own.
-    every_v4 = _entry(ipaddress.IPv4Network("0.0.0.0/0"))[0]
-    return {every_v4: bytes(24), **entries}
+    every_v4 = _entry(IPv6Network("::ffff:0:0/96"))[0]
+    return {every_v4: bytes(24), **dict(map(_entry, networks))}
 
 
-def _entry(network: Network) -> tuple[bytes, bytes]:
+def _entry(network: IPv6Network) -> tuple[bytes, bytes]:
     """Key and value; the value is what _written() makes text of."""
-    bits, packed = network.prefixlen, network.network_address.packed
-    is_v4 = network.version == 4
-    address = net.V4MAPPED + packed if is_v4 else packed
-    key = struct.pack("=I16s", bits + 96 * is_v4, address)
-    return key, struct.pack("=16sBB6x", address, bits, 1)
+    bits, address = network.prefixlen, network.network_address.packed
+    shown = bits - 96 if network.network_address.ipv4_mapped else bits
+    return struct.pack("=I16s", bits, address), struct.pack("=16sBB6x", address, shown, 1)

@@ -27,7 +27,7 @@ class Session(Key):
     """What it did in one interval.
 
     Bytes are payload; out_of_order: segments. srtt_us, cwnd (segments), delivery_rate (bytes per
-    second, tcp_info's): as they were at the end, None where not known. The times say how long the
+    second, tcp_info's): the mean of all looks, None where not known. The times say how long the
     sender waited for the receiver's window, for room in its own send buffer, for the network
     (congestion window), and for its application, which had nothing to send. limit: the longest of
     the four.
