@@ -14,8 +14,6 @@ from bench.parts import Setting
 from bench.storm import Storm, build
 from bench.tools import Tool
 from bench.tracer import TracerError
-from tcpcore.loader import elf
-from tcpcore.session.session import OBJECTS
 
 
 def _positive(text: str) -> int:
@@ -68,8 +66,6 @@ def main() -> None:
     """Run the parts that are asked for."""
     arguments = _arguments()
     host.enter()
-    for path in OBJECTS.glob("*.bpf.o"):  # as an installed package has them: `make bpf` does not
-        elf.store(path)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated"))  # not without clean-up
     try:
         with tempfile.TemporaryDirectory(prefix="tcpcore-bench-") as folder:

@@ -37,6 +37,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def is_its_turn(item: pytest.Item) -> bool:
     if not TURN or item.get_closest_marker("each_variant"):
         return True
+    if item.get_closest_marker("any_kernel"):
+        return False
     call = getattr(item, "callspec", None)
     parameters: dict[str, object] = call.params if call else {}
     turn = zlib.crc32(item.nodeid.partition("[")[0].encode()) + int(TURN)

@@ -9,6 +9,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import pkgutil
 import re
 import signal
 import socket
@@ -23,13 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tcpcore import cli, tools
+import tcpcore
+from tcpcore import cli
 from tcpcore.request.places import cgroup_root
 from tests.facts import Act, nothing
 
-# Imported before the fork: in an emulated machine it takes a second.
-for _name in tools.names():
-    importlib.import_module(f"tcpcore.tools.{_name}")
+# Imported before the fork: in an emulated machine it takes a second. elftools: see loader/elf.py.
+for _module in pkgutil.walk_packages(tcpcore.__path__, "tcpcore."):
+    if _module.name != "tcpcore.__main__":
+        importlib.import_module(_module.name)
+importlib.import_module("elftools.elf.elffile")
 
 TCPCORE = [sys.executable, "-m", "tcpcore"]
 # Seconds; an emulated machine is slow. Mutation testing is in a hurry.

@@ -224,6 +224,7 @@ def test_port(option: str) -> None:
     assert [e["lport"] for e in events] == [port]
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("style", [[], ["--wide"]])
 def test_columns(style: list[str]) -> None:
     with harness.listener() as server:

@@ -403,6 +403,7 @@ def test_count(attach: str) -> None:
     assert {f["netns"] for f in rows} == {Path("/proc/self/ns/net").stat().st_ino}
 
 
+@pytest.mark.any_kernel
 def test_count_in_every_format() -> None:
     """Side by side on the same connects, with the local port and without."""
     styles = {"table": (), "json": ("--json",), "csv": ("--csv",), "wide": ("--wide",)}
@@ -513,6 +514,7 @@ COLUMNS = "PID COMM IP SADDR DADDR DPORT RESULT"
 WIDE = "PID COMM IP SADDR LPORT DADDR DPORT RESULT TID UID NETNS"
 
 
+@pytest.mark.any_kernel
 def test_tables() -> None:
     """Side by side on the same connects; cells stand below their titles."""
     tables = {

@@ -28,6 +28,7 @@ def test_a_signal_ends_it_well(number: signal.Signals) -> None:
     assert len(running.out.lines) > 1 and "Traceback" not in "".join(running.err.lines)
 
 
+@pytest.mark.any_kernel
 def test_a_second_signal_ends_it_at_once() -> None:
     """The first one waits for a pipe that nobody reads."""
     child = subprocess.Popen(
@@ -63,6 +64,7 @@ def wait_channel(pid: int) -> str:
     return "pipe_write" if call[:2] == ["1", "0x1"] else ""
 
 
+@pytest.mark.any_kernel
 def test_head_ends_it() -> None:
     """The reader goes after the header; no event comes that would tell us."""
     command = " ".join([*harness.TCPCORE, "states", "-D", "1"])
@@ -78,6 +80,7 @@ def test_head_ends_it() -> None:
     assert header.startswith("SKADDR") and code == "0" and errors == []
 
 
+@pytest.mark.any_kernel
 def test_count_and_duration() -> None:
     with tracer("states", "--json", "-n", "3") as running:
         harness.session()
@@ -87,6 +90,7 @@ def test_count_and_duration() -> None:
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
 
 
+@pytest.mark.any_kernel
 def test_output_file(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     with tracer("connlat", "--csv", "-o", str(path)) as running:
@@ -100,6 +104,7 @@ def test_output_file(tmp_path: Path) -> None:
     assert done.stderr == "tcpcore: --output: /nowhere/out: No such file or directory\n"
 
 
+@pytest.mark.any_kernel
 def test_text_lines_up() -> None:
     with tracer("connlat", "-t") as stamped, tracer("connlat") as running:
         for _ in range(3):

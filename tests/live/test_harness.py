@@ -14,6 +14,7 @@ from tests.live import harness
 from tests.live.harness import Net
 
 
+@pytest.mark.any_kernel
 def test_a_killed_test_leaves_nothing_that_runs() -> None:
     """As when it takes too long. A tracer that became another user notices it by its pipes."""
     heard, say = os.pipe()

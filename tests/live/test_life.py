@@ -579,6 +579,7 @@ MORE = [
 ]
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("options", "titles"),
     [
@@ -606,6 +607,7 @@ def test_columns(options: list[str], titles: list[str]) -> None:
     assert cells.get("REASON", "fin") == "fin"
 
 
+@pytest.mark.any_kernel
 def test_csv() -> None:
     with tracer("life", "--csv") as running:
         lport, port = harness.session()

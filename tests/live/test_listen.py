@@ -237,6 +237,7 @@ def test_none_is_missing_where_many_listen_at_once(attach: str) -> None:
         assert len(events) == seen.total() == 160 and not left
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("wide", [[], ["--wide"]])
 def test_columns(wide: list[str]) -> None:
     with bound("::", v6only=False) as server:

@@ -71,6 +71,7 @@ def wait_until_full(pipe: int) -> None:
         fcntl.ioctl(pipe, termios.FIONREAD, level)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("blocking", [True, False])
 def test_every_line_is_whole_however_slow_the_reader(blocking: bool) -> None:
     """The reader sleeps until all is over; we are stopped, continued and told to end meanwhile."""
@@ -92,6 +93,7 @@ def test_every_line_is_whole_however_slow_the_reader(blocking: bool) -> None:
     assert (len(ours), lost) == (500, 0)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("end", "says"),
     [
@@ -110,6 +112,7 @@ def test_an_output_that_takes_nothing(end: str, says: str) -> None:
     assert done.stderr.startswith(f"tcpcore: {says}")
 
 
+@pytest.mark.any_kernel
 def test_a_terminal_that_goes_away_ends_it() -> None:
     """No event comes that would tell: nothing is written after the header."""
     master, terminal = os.openpty()
@@ -123,6 +126,7 @@ def test_a_terminal_that_goes_away_ends_it() -> None:
     assert (child.returncode, said) == (1, ["tcpcore: standard output: the terminal has gone"])
 
 
+@pytest.mark.any_kernel
 def test_a_hangup_is_an_end_like_any_other(tmp_path: Path) -> None:
     path = tmp_path / "events"
     with tracer("connlat", "--json", "-p", str(os.getpid()), "-o", str(path)) as running:
@@ -131,6 +135,7 @@ def test_a_hangup_is_an_end_like_any_other(tmp_path: Path) -> None:
     assert [json.loads(line)["rport"] for line in path.read_text().splitlines()] == [port] * 3
 
 
+@pytest.mark.any_kernel
 def test_a_link_that_another_user_has_laid(tmp_path: Path) -> None:
     """Root may write what it leads to; that is the trap."""
     target, link = tmp_path / "passwd", tmp_path / "link"

@@ -542,6 +542,7 @@ def test_histograms_by_process(attach: str) -> None:
     assert (found_longer[me]["count"], found_longer[child, "child"]["count"]) == (2, 1)
 
 
+@pytest.mark.any_kernel
 def test_histograms_for_each_interval() -> None:
     """What is read between two reports is in one of them."""
     with tracer("pktlat", "--hist", "--json", "-i", "0.1", "--comm", "steady") as running:
@@ -575,6 +576,7 @@ WHO = ["PID", "TID", "COMM"]
 ENDS = ["LADDR", "LPORT", "RADDR", "RPORT", "MS"]
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("options", "titles"),
     [
@@ -600,6 +602,7 @@ def test_columns(options: list[str], titles: list[str]) -> None:
     assert 20 <= float(cells["MS"]) < 1000 * harness.PATIENCE and cells["MS"][-3] == "."
 
 
+@pytest.mark.any_kernel
 def test_csv() -> None:
     with tracer("pktlat", "--csv") as running, harness.pair() as (client, accepted):
         send(client, accepted, b"x")
@@ -612,6 +615,7 @@ def test_csv() -> None:
     assert int(row["latency_ns"]) >= 20 * MS
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("short", ["-l", "-L"])
 def test_ports_as_in_the_original(short: str) -> None:
     """-l and -r; -t is the time here as in all tools."""
@@ -626,6 +630,7 @@ def test_ports_as_in_the_original(short: str) -> None:
     assert [(e["lport"], e["rport"]) for e in rows] == [(lport, rport)]
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

@@ -143,6 +143,7 @@ def attached(*command: str) -> Iterator[subprocess.Popen[str]]:
         yield child
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -7,6 +7,7 @@ import csv
 import io
 import os
 import re
+import shlex
 import socket
 import struct
 import subprocess
@@ -22,6 +23,7 @@ import tcpcore
 from tests.facts import Facts
 from tests.live import harness
 from tests.live.harness import Event, Namespace, Net, Tracer, tracer
+from tests.live.screen import Screen
 
 FACTS = Facts()
 ROUNDS = 30
@@ -528,6 +530,7 @@ def test_a_map_that_is_too_small_is_told() -> None:
     assert sum(found.values()) == came
 
 
+@pytest.mark.any_kernel
 def test_text_has_percentiles_and_the_time() -> None:
     with (
         harness.pair() as (client, accepted),
@@ -542,6 +545,7 @@ def test_text_has_percentiles_and_the_time() -> None:
     assert header == "     srtt(us)            : count    distribution"
 
 
+@pytest.mark.any_kernel
 def test_csv_says_the_same_as_json() -> None:
     with harness.pair() as (client, accepted):
         arguments, rport = (
@@ -629,6 +633,7 @@ def test_delays_are_in_their_buckets(attach: str, delay: int, net: Net) -> None:
 # The picture.
 
 
+@pytest.mark.any_kernel
 def test_a_heatmap_in_a_pipe() -> None:
     with (
         harness.pair() as (client, accepted),
@@ -647,28 +652,25 @@ def test_a_heatmap_in_a_pipe() -> None:
     assert len(drawn) >= 4 and not any("\x1b" in row for row in rows)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("no_color", ["", "1"])
-def test_a_heatmap_on_a_terminal(no_color: str, tmp_path: Path) -> None:
+def test_a_heatmap_on_a_terminal(no_color: str) -> None:
     """What is on the screen: lines that fit, colours unless nobody wants them."""
-    tmux = ["tmux", "-S", str(tmp_path / "tmux"), "-f", "/dev/null"]
     with harness.pair() as (client, accepted):
         command = [*harness.TCPCORE, "rtt", "--heatmap", "-i", "0.3", *at_port(client)]
         environment = ["env", f"NO_COLOR={no_color}", f"PYTHONPATH={os.pathsep.join(sys.path)}"]
-        subprocess.run(
-            [*tmux, "new-session", "-d", "-x", "90", "-y", "20", *environment, *command], check=True
-        )
+        shown = Screen(shlex.join([*environment, *command]))
+
+        def has_rows() -> bool:
+            talk(client, accepted)
+            return sum(bool(re.match(r"\d\d:\d\d:\d\d", line)) for line in shown.lines()) >= 3
+
         try:
-            screen = ""
-            deadline = time.monotonic() + harness.PATIENCE
-            while len(re.findall(r"^\d\d:\d\d:\d\d", screen, re.MULTILINE)) < 3:
-                assert time.monotonic() < deadline, screen
-                talk(client, accepted)
-                time.sleep(0.1)
-                screen = capture(tmux)
-            coloured = capture(tmux, "-e")
+            harness.until(has_rows)
+            title, header, *rows = [line for line in shown.lines() if line]
+            coloured = shown.coloured()
         finally:
-            subprocess.run([*tmux, "kill-server"], check=True)
-    title, header, *rows = screen.rstrip().splitlines()
+            shown.close()
     assert title.strip() == "srtt(us)" and header.startswith("TIME") and header.endswith("COUNT")
     assert all(
         re.match(r"\d\d:\d\d:\d\d ", row)
@@ -677,8 +679,3 @@ def test_a_heatmap_on_a_terminal(no_color: str, tmp_path: Path) -> None:
     )
     assert ("\x1b[48;5;" in coloured) == (not no_color)
     assert bool(re.search(r"[.:=+*#%@-]{5}", "".join(row[9:] for row in rows))) == bool(no_color)
-
-
-def capture(tmux: Sequence[str], *more: str) -> str:
-    command = [*tmux, "capture-pane", "-p", *more]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -195,6 +195,7 @@ def test_a_v4_mapped_prefix_is_one_of_ipv4() -> None:
         assert of(running) == {"127.0.0.0/8": (10, 10)}
 
 
+@pytest.mark.any_kernel
 def test_prefixes_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "networks"
     path.write_text("# ours\n127.0.0.0/24\n\n  127.0.1.1  # one\n")
@@ -211,6 +212,7 @@ def test_many_prefixes(tmp_path: Path) -> None:
         assert of(running) == {"127.0.0.1/32": (10, 10)}
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -226,6 +228,7 @@ def test_bad_prefixes_are_named_with_their_line(tmp_path: Path, content: str, sa
     assert f"--subnets: {path}{says}" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("unit", "header", "row"),
     [
@@ -242,6 +245,7 @@ def test_units(unit: str, header: list[str], row: list[str]) -> None:
         assert [line.split() for line in running.out.lines] == [header, row]
 
 
+@pytest.mark.any_kernel
 def test_a_report_each_second() -> None:
     done = harness.run("subnet", "-d", "2.5", "-p", str(os.getpid()))
     assert done.stdout.splitlines() == [FACTS.header] * 3

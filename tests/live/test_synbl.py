@@ -483,6 +483,7 @@ def test_histograms(attach: str) -> None:
     assert (four["p50"], four["p99"]) == (1, 2)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("wide", [[], ["--wide"]])
 def test_columns(wide: list[str]) -> None:
     with serving("127.0.0.1", 5) as server, ExitStack() as stack:
@@ -499,11 +500,13 @@ def test_columns(wide: list[str]) -> None:
     assert {"UID", "NETNS", "IP"} <= cells.keys() or not wide
 
 
+@pytest.mark.any_kernel
 def test_there_are_no_lengths_now() -> None:
     done = harness.run("synbl", "--now", "--hist")
     assert done.returncode == 2 and done.stderr.startswith("tcpcore: --hist: there are no lengths")
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("option", [["-n", "3"], ["--now", "-n", "1"]])
 def test_no_number_ends_it(option: list[str]) -> None:
     done = harness.run("synbl", *option)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import functools
 import json
 import os
 import shlex
@@ -19,6 +19,7 @@ import pytest
 from tests.facts import Facts
 from tests.live import harness
 from tests.live.harness import Event, Net, Tracer, tracer
+from tests.live.screen import SHOWN, Screen
 
 FACTS = Facts(
     header="PID     COMM         LADDR           LPORT RADDR           RPORT RX_KB     TX_KB",
@@ -33,7 +34,6 @@ FACTS = Facts(
     kept=2,
 )
 MIB = 1 << 20
-_NUMBERS = itertools.count()
 
 
 @contextlib.contextmanager
@@ -155,6 +155,7 @@ def test_sorted_by_what_they_receive() -> None:
         assert [x["rx_bytes"] for x in flows(running)] == [1000, 10]
 
 
+@pytest.mark.any_kernel
 def test_so_many_reports_as_blocks() -> None:
     done = harness.run("top", "0.2", "3", "-p", str(os.getpid()))
     lines = done.stdout.splitlines()
@@ -164,6 +165,7 @@ def test_so_many_reports_as_blocks() -> None:
     assert quiet.stdout.splitlines() == [FACTS.header]
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -178,33 +180,6 @@ def test_what_makes_no_sense(arguments: str, says: str) -> None:
     assert (done.returncode, done.stdout) == (2, "") and says in done.stderr
 
 
-class Screen:
-    """A terminal of tmux(1), with a server of its own."""
-
-    def __init__(self, command: str, width: int, height: int) -> None:
-        self._socket = f"tcpcore-test-{os.getpid()}-{next(_NUMBERS)}"
-        size = ("-x", str(width), "-y", str(height))
-        self.tmux("-f", "/dev/null", "new-session", "-d", *size, command)
-
-    def tmux(self, *arguments: str) -> str:
-        command = ["tmux", "-L", self._socket, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-    def lines(self) -> list[str]:
-        return self.tmux("capture-pane", "-p").splitlines()
-
-    def shows(self, *texts: str) -> None:
-        """Waits until a line has all of these words."""
-        harness.until(lambda: any(all(t in line for t in texts) for line in self.lines()))
-
-    def type(self, *keys: str) -> None:
-        self.tmux("send-keys", *keys)
-
-    def close(self) -> None:
-        with contextlib.suppress(subprocess.CalledProcessError):
-            self.tmux("kill-server")
-
-
 @contextlib.contextmanager
 def screen(*arguments: str, width: int = 100, height: int = 12) -> Iterator[Screen]:
     command = shlex.join([*harness.TCPCORE, "top", "0.3", *arguments])
@@ -215,30 +190,30 @@ def screen(*arguments: str, width: int = 100, height: int = 12) -> Iterator[Scre
         shown.close()
 
 
+@pytest.mark.any_kernel
 def test_the_live_screen() -> None:
-    with screen("-p", str(os.getpid())) as shown, harness.pair() as (client, accepted):
+    with screen("-p", str(os.getpid())) as shown, harness.pair() as (client, _):
         shown.shows("sorted by all", "q quit")
-        client.sendall(bytes(50 * 1024))
         port = str(client.getsockname()[1])
-        shown.shows("127.0.0.1", port, "50.0", "0.0")
+        send = functools.partial(client.sendall, bytes(1024))
+        shown.shows_after(send, "127.0.0.1", port, "1.0", "0.0")
         assert " loadavg: " in shown.lines()[0]
-        drain([accepted], [50 * 1024])
         shown.type("s")
         shown.shows("sorted by tx")
         shown.type("p")
         shown.shows("sorted by tx; paused")
-        client.sendall(bytes(1024))
-        time.sleep(1)
-        assert not [line for line in shown.lines() if " 1.0 " in f"{line} "]
+        client.sendall(bytes(3 * 1024))
+        time.sleep(SHOWN)
+        assert not [line for line in shown.lines() if " 3.0 " in f"{line} "]
         shown.type("p")
-        client.sendall(bytes(2048))
-        shown.shows(port, "2.0")
+        shown.shows_after(functools.partial(client.sendall, bytes(2048)), port, "2.0")
         shown.type("q")
         shown.shows("ended with 0")
         # The last report stays, on the screen that was there before.
         assert FACTS.header.split() in [line.split() for line in shown.lines()]
 
 
+@pytest.mark.any_kernel
 def test_a_narrow_terminal_and_one_that_grows() -> None:
     with screen("-p", str(os.getpid()), "--wide", width=40, height=4) as shown:
         shown.shows("sorted by all")
@@ -254,12 +229,14 @@ def test_a_narrow_terminal_and_one_that_grows() -> None:
         shown.shows("ended with 0")
 
 
+@pytest.mark.any_kernel
 def test_no_screen_where_it_is_not_wanted() -> None:
     with screen("-C", "-p", str(os.getpid())) as shown:
         harness.until(lambda: len([x for x in shown.lines() if x.startswith("PID")]) >= 2)
         assert not [line for line in shown.lines() if "q quit" in line]
 
 
+@pytest.mark.any_kernel
 def test_json_ends_with_its_reader() -> None:
     command = f"{shlex.join(harness.TCPCORE)} top --json 0.05 | head -c 1"
     with harness.pair() as (client, accepted):

@@ -416,6 +416,7 @@ def one_of_many(what: int, host: str, server: socket.socket, closed: int) -> boo
 PLAIN = ["T", "PID", "COMM", "IP", "SADDR", "DADDR", "SPORT", "DPORT"]
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("option", "titles"),
     [

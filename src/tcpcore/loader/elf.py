@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from functools import cached_property
@@ -161,3 +162,8 @@ class _Btf:
             place = self._tails[index] + 12 * i
             name, kind, bits = struct.unpack_from("<3I", self._data, place)
             yield self._name(name), (bits // 8, self._size(kind))
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        store(Path(argument))
