@@ -139,7 +139,7 @@ $(VENV)/.ready-mutants: $(VENV)/.ready-dev
 
 # An install writes them, too. Without that of a newer object a start takes a quarter longer.
 $(VENV)/.summaries: $(OBJECTS) | $(VENV)/.ready
-	$(Q)$(BIN)/python -m tcpcore.loader.elf $?
+	$(Q)$(BIN)/python -c 'import sys; from tcpcore.loader import elf; elf.store_all(sys.argv[1:])' $?
 	$(Q)touch $@
 
 # $(call compile,ARCH). The DWARF goes, a third of an object; the BTF stays.

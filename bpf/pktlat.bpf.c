@@ -127,9 +127,11 @@ static __always_inline void arrives(struct sock *sk, __u32 rcv_nxt, __u32 seen, 
 	entry->part.seen = seen;
 }
 
-static __always_inline __u32 received_up_to(struct sock *sk)
+static __always_inline __u32 received_up_to(struct sock *sk, const bool direct)
 {
-	return BPF_CORE_READ((struct tcp_sock *)sk, rcv_nxt);
+	struct tcp_sock *tp = tcp_of(sk, direct);
+
+	return tp ? sk_read(tp, rcv_nxt, direct) : 0;
 }
 
 /*
@@ -139,14 +141,14 @@ static __always_inline __u32 received_up_to(struct sock *sk)
 SEC("fentry/tcp_queue_rcv")
 int BPF_PROG(queue_fentry, struct sock *sk)
 {
-	arrives(sk, received_up_to(sk), 0, DIRECT);
+	arrives(sk, received_up_to(sk, DIRECT), 0, DIRECT);
 	return 0;
 }
 
 SEC("kprobe/tcp_queue_rcv")
 int BPF_KPROBE(queue_kprobe, struct sock *sk)
 {
-	arrives(sk, received_up_to(sk), 0, BY_HELPER);
+	arrives(sk, received_up_to(sk, BY_HELPER), 0, BY_HELPER);
 	return 0;
 }
 
@@ -160,7 +162,7 @@ static __always_inline int probe(struct sock *sk, struct sk_buff *skb, const boo
 	/* A FIN takes a sequence number. */
 	if (seq == end || (end - seq == 1 && sk_read(segment, tcp_flags, direct) & TCPHDR_FIN))
 		return 0;
-	rcv_nxt = received_up_to(sk);
+	rcv_nxt = received_up_to(sk, direct);
 	/* Not too early, and not known already. */
 	if (!is_before(rcv_nxt, seq) && is_before(rcv_nxt, end))
 		arrives(sk, rcv_nxt, end, direct);
@@ -252,14 +254,15 @@ static __always_inline bool may_be_unseen(const struct part *part, struct sock *
  */
 static __always_inline int copied(void *ctx, struct sock *sk, const bool direct)
 {
+	struct tcp_sock *tp = tcp_of(sk, direct);
 	struct entry *entry = find(sk);
 	__u64 now, since_ns;
 	bool is_older;
 	__u32 seq;
 
-	if (!entry)
+	if (!entry || !tp)
 		return 0;
-	seq = BPF_CORE_READ((struct tcp_sock *)sk, copied_seq);
+	seq = sk_read(tp, copied_seq, direct);
 	if (seq == entry->part.unread)
 		return 0;
 	if (may_be_unseen(&entry->part, sk, direct)) {

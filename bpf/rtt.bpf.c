@@ -24,18 +24,21 @@ const volatile bool rtt_by_connection;
 AGGREGATE(rtts, struct rtt, struct histogram);
 
 /* In microseconds; false where nothing was measured so far. */
-static __always_inline bool read_rtt(__u32 *rtt_us, struct sock *sk)
+static __always_inline bool read_rtt(__u32 *rtt_us, struct sock *sk, const bool direct)
 {
-	struct tcp_sock *tp = (struct tcp_sock *)sk;
-	__u32 srtt_us = BPF_CORE_READ(tp, srtt_us);
+	struct tcp_sock *tp = tcp_of(sk, direct);
+	__u32 srtt_us;
 
+	if (!tp)
+		return false;
+	srtt_us = sk_read(tp, srtt_us, direct);
 	switch (rtt_measure) {
 	case MEASURE_MIN_RTT:
-		*rtt_us = BPF_CORE_READ(tp, rtt_min.s[0].v);
+		*rtt_us = sk_read(tp, rtt_min.s[0].v, direct);
 		return *rtt_us != ~0U;
 	case MEASURE_JITTER:
 		/* Kept times 4. Before the first measurement it is a second. */
-		*rtt_us = BPF_CORE_READ(tp, mdev_us) >> 2;
+		*rtt_us = sk_read(tp, mdev_us, direct) >> 2;
 		return srtt_us;
 	default:
 		/* Kept times 8: 0 is none, not one below a microsecond. */
@@ -129,7 +132,7 @@ static __always_inline int segment(struct sock *sk, const bool direct)
 	__u32 rtt_us;
 
 	if (read_wanted(&conn, sk, direct) && read_owner(&owner, sk, direct) &&
-	    read_rtt(&rtt_us, sk))
+	    read_rtt(&rtt_us, sk, direct))
 		count(rtt_us, &conn, &owner);
 	return 0;
 }
@@ -175,7 +178,7 @@ static __always_inline void account(struct sock *sk, const struct conn *conn,
 {
 	__u32 rtt_us;
 
-	if (rtt_by_connection && read_rtt(&rtt_us, sk))
+	if (rtt_by_connection && read_rtt(&rtt_us, sk, BY_HELPER))
 		count(rtt_us, conn, owner);
 }
 

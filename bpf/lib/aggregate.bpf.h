@@ -13,10 +13,12 @@
 
 /*
  * Declare the aggregate `name`. The key has no padding, as all of its bytes tell keys apart; the
- * value is __u64 counters alone. User space sets max_entries, and only of what a run needs.
+ * value is __u64 counters alone. User space sets max_entries, and only of what a run needs. Where a
+ * run has no keys it makes arrays of the maps, whose place 0 the key of zeros finds, too.
  */
 #define AGGREGATE(name, key_type, value_type)                                                      \
 	_Static_assert(sizeof(value_type) % sizeof(__u64) == 0, "counters are __u64");             \
+	_Static_assert(sizeof(key_type) > sizeof(__u32), "else it looks like an array's");         \
 	struct name##_map {                                                                        \
 		__uint(type, BPF_MAP_TYPE_PERCPU_HASH);                                            \
 		__uint(max_entries, 1);                                                            \

@@ -26,6 +26,15 @@ enum { BY_HELPER = false, DIRECT = true };
 		_value;                                                                            \
 	})
 
+/*
+ * sk as a TCP socket, for sk_read(). The verifier allows no load from behind struct sock through its
+ * argument, but through what this helper returns: NULL for any other socket.
+ */
+static __always_inline struct tcp_sock *tcp_of(struct sock *sk, const bool direct)
+{
+	return direct ? bpf_skc_to_tcp_sock(sk) : (struct tcp_sock *)sk;
+}
+
 /* 16 bytes on the wire; an IPv4 address stands there v4-mapped, as ::ffff:a.b.c.d. */
 union address {
 	__u8 bytes[16];

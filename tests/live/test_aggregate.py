@@ -111,6 +111,23 @@ def test_the_reports_add_up(program: Attached) -> None:
     assert of.take() == {}
 
 
+@pytest.mark.each_variant
+def test_without_keys_all_is_the_rest(path: Path) -> None:
+    """In an array, then; its reports add up, too."""
+    with loaded(path, keys=0) as program:
+        of = program.aggregates["numbers"]
+        reports: list[Counter[int]] = []
+        with counting_on_all_cpus(program, NUMBERS):
+            while len(reports) < REPORTS / 4:
+                time.sleep(0.01)
+                reports.append(numbers(of.take()))
+        reports.append(numbers(of.take()))
+        total = sum(reports, Counter())
+        assert total == {REST: total.total()}
+        assert [total.total(), 0] == counters(program)
+        assert of.take() == {}
+
+
 def test_a_full_map_is_counted(path: Path) -> None:
     """By the program, or among the rest; the next report has room again, for other numbers, too."""
     with loaded(path, keys=4) as program:

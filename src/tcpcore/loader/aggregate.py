@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tcpcore.errors import LibbpfError
+from tcpcore.loader import ffi
 from tcpcore.loader.ffi import libbpf
 from tcpcore.loader.lifetime import Lifetime
 from tcpcore.loader.map import Map
@@ -15,11 +16,29 @@ Counters = dict[bytes, tuple[int, ...]]
 """By key: for each counter of the value the sum of all CPUs. Keys with zeros alone are left out."""
 
 _ONLY = bytes(4)  # the key of the array's one place
+_MAP_TYPE_PERCPU_ARRAY = 6  # include/uapi/linux/bpf.h
+_INDEX_SIZE = 4  # of an array's key; that of a hash is longer (aggregate.bpf.h)
 
 
 def maps(name: str) -> tuple[str, str]:
     """The two maps that take turns in the aggregate `name`; the first one has the first turn."""
     return f"{name}_one", f"{name}_two"
+
+
+def make_room(keys: int, place: ffi.MapHandle, among: Iterable[ffi.MapHandle]) -> None:
+    """Before the load: room for so many keys, and for the rest. place: as in Aggregate.
+
+    Without other keys an array of one place does. The key of zeros begins with its index, and
+    programs find it in half of the time, as nothing is hashed and compared.
+    """
+    if keys:
+        for each in among:
+            libbpf().bpf_map__set_max_entries(each, keys + 1)
+        return
+    pattern = libbpf().bpf_map__inner_map(place)
+    for each in (pattern, *among):
+        libbpf().bpf_map__set_type(each, _MAP_TYPE_PERCPU_ARRAY)
+        libbpf().bpf_map__set_key_size(each, _INDEX_SIZE)
 
 
 class Aggregate:
@@ -56,6 +75,10 @@ def _keep_place_for_rest(of: Map) -> None:
     of.set(bytes(of.key_size), bytes(_value_size(of)))
 
 
+def _is_array(of: Map) -> bool:
+    return of.key_size == _INDEX_SIZE
+
+
 def _value_size(of: Map) -> int:
     """Of a value as system calls see it: that of each possible CPU, one behind the other."""
     cpus: int = libbpf().libbpf_num_possible_cpus()
@@ -84,6 +107,8 @@ def _read_each(of: Map) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _delete(of: Map, keys: list[bytes]) -> None:
+    if _is_array(of):
+        return  # its place is emptied before its next turn
     try:
         count = ctypes.c_uint32(len(keys))
         libbpf().bpf_map_delete_batch(of.fd, b"".join(keys), ctypes.byref(count), None)

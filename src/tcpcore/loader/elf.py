@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import struct
-import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -98,6 +97,12 @@ def store(path: Path) -> None:
     _summary(path).write_text("\n".join(lines) + "\n")
 
 
+def store_all(paths: Iterable[str]) -> None:
+    """store() for each: for the Makefile."""
+    for path in paths:
+        store(Path(path))
+
+
 def _stored(path: Path) -> Variables | None:
     """What store() wrote, unless the object is another by now."""
     try:
@@ -162,8 +167,3 @@ class _Btf:
             place = self._tails[index] + 12 * i
             name, kind, bits = struct.unpack_from("<3I", self._data, place)
             yield self._name(name), (bits // 8, self._size(kind))
-
-
-if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        store(Path(argument))

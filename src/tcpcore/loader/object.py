@@ -350,8 +350,8 @@ def _adjust(
     for name, entries in {**settings.map_entries, **filled}.items():
         libbpf().bpf_map__set_max_entries(maps[name], entries)
     for name, keys in settings.aggregates.items():
-        for each in aggregate.maps(name):
-            libbpf().bpf_map__set_max_entries(maps[each], keys + 1)  # the rest has a place, too
+        turns = [maps[each] for each in aggregate.maps(name)]
+        aggregate.make_room(keys, maps[name], turns)
     for name, path in settings.pins.items():
         _reuse(maps[name], path)
 
