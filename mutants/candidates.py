@@ -115,7 +115,8 @@ class _Essence(ast.NodeTransformer):
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
         """Without what hints alone need; where more needs it, the import fails anyway."""
-        return None if node.module in ("typing", "collections.abc") else node
+        node.names.sort(key=lambda alias: alias.name)
+        return None if node.module in ("__future__", "typing", "collections.abc") else node
 
     def visit_If(self, node: ast.If) -> ast.AST:
         """Without what stands behind its end."""

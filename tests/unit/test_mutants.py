@@ -10,6 +10,7 @@ from tests.unit.samples import ROOT, TOOLS
 
 SOURCE = '''"""A docstring."""
 from typing import Annotated, NamedTuple, cast
+from os.path import exists, join
 __all__ = ["Event"]
 Texts = list[str]
 class Event(NamedTuple):
@@ -29,6 +30,7 @@ def option(wide: Annotated[bool, print("--wide", "More columns.")] = False) -> i
         ("A docstring", "Another"),
         ('"""A docstring."""', "pass"),
         ("from typing import Annotated, NamedTuple, cast", "pass"),
+        ("exists, join", "join, exists"),
         ('["Event"]', '["Even"]'),
         ("list[str]", "list[int]"),
         ("More columns", "Less columns"),
@@ -47,6 +49,7 @@ def test_what_it_only_says_is_no_mutant(text: str, other: str) -> None:
 @pytest.mark.parametrize(
     ("text", "other"),
     [
+        ("exists, join", "exists, basename"),
         ("pid: int", "pid: str"),
         ("--wide", "--wild"),
         ("= False", "= True"),
