@@ -261,3 +261,18 @@ def test_what_is_counted_in_the_kernel_does_not_end_at_a_number() -> None:
     assert "tcpcore: -n: this is counted in the kernel" in one_line(
         unprivileged("connect", "-cn2"), 2
     )
+
+
+def test_an_internal_error_is_one_line_unless_somebody_debugs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: list[str]) -> int:
+        raise ValueError("odd")
+
+    monkeypatch.setattr(cli, "_call", fail)
+    monkeypatch.delenv("TCPCORE_DEBUG", raising=False)
+    assert cli._run([]) == 1
+    assert "internal error: ValueError: odd (" in capsys.readouterr().err
+    monkeypatch.setenv("TCPCORE_DEBUG", "1")
+    with pytest.raises(ValueError, match="odd"):
+        cli._run([])
