@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import platform
@@ -27,7 +28,8 @@ class Program:
     """The socket calls of a 32-bit program: by numbers of their own, or all by socketcall(2)."""
 
     def __init__(self, library: Path, memory: int, multiplexed: bool) -> None:
-        self._call = ctypes.CDLL(str(library)).compat_call
+        self._library = ctypes.CDLL(str(library))
+        self._call = self._library.compat_call
         self._memory, self._multiplexed = memory, multiplexed
 
     def works(self) -> bool:
@@ -46,6 +48,10 @@ class Program:
     def accept(self, server: socket.socket) -> socket.socket:
         call = ACCEPT if self._multiplexed else ACCEPT4
         return socket.socket(fileno=self._make(call, server.fileno(), 0, 0, 0))
+
+    def listen_by_a_64_bit_call(self, server: socket.socket) -> int:
+        """A number that means nothing there."""
+        return int(self._library.native_call(LISTEN[0], server.fileno()))
 
     def _make(self, call: tuple[int, int], *arguments: int) -> int:
         number, code = call
@@ -124,18 +130,23 @@ def test_connects(tool: str, attach: str, programs: Programs, net: Net) -> None:
 
 
 def test_a_connect_leaves_nothing_behind(programs: Programs, net: Net) -> None:
-    """Neither does it hide a later one of the same thread."""
-    options = ("connect", "--json", "--attach", "tracepoint", "--compat", "-D", "1005,1006")
-    with net[0].entered(), tracer(*options) as running:
-        for program in programs:
-            with socket.socket() as client, pytest.raises(OSError):
-                program.connect(client, NOBODY, 1005)
-            with socket.socket() as client, pytest.raises(OSError):
-                client.connect((NOBODY, 1006))
-        harness.until(lambda: len(running.out.lines) == 4)
-        assert not running.entries()
-        rows = running.events()
-    assert [e["rport"] for e in rows] == 2 * [1005, 1006]
+    """However it ends. Neither does it hide a later one of the same thread."""
+    with net[0].entered(), harness.listener() as server:
+        ports = [1005, server.getsockname()[1], 1006]
+        only = ",".join(map(str, ports))
+        with tracer(
+            "connect", "--json", "--attach", "tracepoint", "--compat", "-D", only
+        ) as running:
+            for program in programs:
+                with socket.socket() as client, pytest.raises(OSError):
+                    program.connect(client, NOBODY, ports[0])
+                with socket.socket() as client:
+                    program.connect(client, "127.0.0.1", ports[1])
+                harness.until(lambda: not running.entries())
+                with socket.socket() as client, pytest.raises(OSError):
+                    client.connect((NOBODY, ports[2]))
+            rows = running.events()
+    assert [e["rport"] for e in rows] == 2 * ports
 
 
 def accept(program: Program, is_reset: bool) -> tuple[int, int]:
@@ -180,3 +191,14 @@ def test_listen(compat: bool, attach: str, programs: Programs) -> None:
     found = [(e["lport"], e["backlog"], e["result"]) for e in rows]
     made = list(zip(ports, (7, 8, 9), 3 * ["ok"], strict=True))
     assert found == (made[2:] if attach == "tracepoint" and not compat else made)
+
+
+def test_the_number_alone_is_no_call_of_a_32_bit_program(programs: Programs) -> None:
+    with tracer("listen", "--json", "--attach", "tracepoint", "--compat") as running:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            assert programs[0].listen_by_a_64_bit_call(server) == -errno.ENOSYS
+            server.listen(9)
+            port = server.getsockname()[1]
+        rows = [e for e in running.events() if e["lport"] == port]
+    assert [e["result"] for e in rows] == ["ok"]
