@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Who listens where, with what backlog, and with what result. */
 #include "listen.h"
+#include "lib/compat.bpf.h"
 #include "lib/output.bpf.h"
 #include "lib/owner.bpf.h"
 #include <bpf/bpf_tracing.h>
@@ -205,12 +206,37 @@ int syscall_enters(struct trace_event_raw_sys_enter *ctx)
 	return 0;
 }
 
+static __always_inline int listen_returns(void *ctx, int ret)
+{
+	leave(ctx, false, ret);
+	leave(ctx, true, ret);
+	return 0;
+}
+
 SEC("tp/syscalls/sys_exit_listen")
 int syscall_returns(struct trace_event_raw_sys_exit *ctx)
 {
-	leave(ctx, false, ctx->ret);
-	leave(ctx, true, ctx->ret);
+	return listen_returns(ctx, ctx->ret);
+}
+
+SEC("raw_tp/sys_enter")
+int BPF_PROG(compat_enters, struct pt_regs *regs, long number)
+{
+	struct compat_arguments arguments;
+
+	if (compat_call(regs, number) != SYS_LISTEN)
+		return 0;
+	arguments = compat_arguments(regs, number);
+	enter(sock_of_fd(arguments.first), (int)arguments.second);
 	return 0;
+}
+
+SEC("raw_tp/sys_exit")
+int BPF_PROG(compat_returns, struct pt_regs *regs, long ret)
+{
+	if ((int)ret > 0 || compat_returning(regs) != SYS_LISTEN)
+		return 0;
+	return listen_returns(ctx, ret);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

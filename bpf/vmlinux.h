@@ -3,7 +3,7 @@
  * The kernel types and fields that tcpcore reads, and nothing else: this file is the list of what
  * we rely on. Written by hand; libbpf's CO-RE relocations find the real offsets at load time, so
  * order, gaps and anonymous unions need not match the kernel. Shapes that older kernels had instead
- * belong into a header apart, compat.bpf.h: none is needed so far, from Linux 5.10 on.
+ * belong into a header apart: none is needed so far, from Linux 5.10 on.
  *
  * The guard's name matters: bpf_tracing.h picks the kernel's register names by it.
  */
@@ -192,7 +192,13 @@ struct css_set {
 	struct cgroup *dfl_cgrp;
 };
 
+struct thread_info {
+	unsigned long flags;
+	__u32 status; /* absent on arm64 */
+};
+
 struct task_struct {
+	struct thread_info thread_info;
 	unsigned int flags;
 	void *stack;
 	int pid;

@@ -6,6 +6,7 @@
 #ifndef TCPCORE_ACCEPTING_BPF_H
 #define TCPCORE_ACCEPTING_BPF_H
 
+#include "lib/compat.bpf.h"
 #include "lib/sock.bpf.h"
 #include "lib/task.bpf.h"
 #include <bpf/bpf_tracing.h>
@@ -44,9 +45,9 @@ int BPF_KPROBE(graft_kprobe, struct sock *sk)
 	return accepts(ctx, sk, BY_HELPER);
 }
 
-static __always_inline int syscall_returns(struct trace_event_raw_sys_exit *ctx)
+static __always_inline int accept_call_returns(void *ctx, int fd)
 {
-	struct sock *sk = ctx->ret < 0 ? NULL : sock_of_fd(ctx->ret);
+	struct sock *sk = fd < 0 ? NULL : sock_of_fd(fd);
 
 	return sk ? accepts(ctx, sk, BY_HELPER) : 0;
 }
@@ -54,13 +55,21 @@ static __always_inline int syscall_returns(struct trace_event_raw_sys_exit *ctx)
 SEC("tp/syscalls/sys_exit_accept")
 int accept_returns(struct trace_event_raw_sys_exit *ctx)
 {
-	return syscall_returns(ctx);
+	return accept_call_returns(ctx, ctx->ret);
 }
 
 SEC("tp/syscalls/sys_exit_accept4")
 int accept4_returns(struct trace_event_raw_sys_exit *ctx)
 {
-	return syscall_returns(ctx);
+	return accept_call_returns(ctx, ctx->ret);
+}
+
+SEC("raw_tp/sys_exit")
+int BPF_PROG(compat_accept_returns, struct pt_regs *regs, long ret)
+{
+	__u32 call = (int)ret < 0 ? SYS_NONE : compat_returning(regs);
+
+	return call == SYS_ACCEPT || call == SYS_ACCEPT4 ? accept_call_returns(ctx, ret) : 0;
 }
 
 #endif /* TCPCORE_ACCEPTING_BPF_H */

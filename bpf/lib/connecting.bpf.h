@@ -5,6 +5,7 @@
 #ifndef TCPCORE_CONNECTING_BPF_H
 #define TCPCORE_CONNECTING_BPF_H
 
+#include "lib/compat.bpf.h"
 #include "lib/output.bpf.h"
 #include "lib/owner.bpf.h"
 #include "lib/task.bpf.h"
@@ -417,15 +418,14 @@ CHECKED(tcp_v6_pre_connect, struct sock *, sk, sk, sk)
  * The whole of connect(2), for kernels without probes. Unlike the functions above it may wait for the
  * answer: then the change of state has told the result before connect(2) returns.
  */
-SEC("tp/syscalls/sys_enter_connect")
-int connect_enters(struct trace_event_raw_sys_enter *ctx)
+static __always_inline int connect_call_enters(__u32 fd, const void *address)
 {
-	struct sock *sk = sock_of_fd(ctx->args[0]);
+	struct sock *sk = sock_of_fd(fd);
 
 	if (!sk || !is_tcp(sk, BY_HELPER) || !is_unconnected(sk) ||
 	    sk_read(sk, __sk_common.skc_state, BY_HELPER) != TCP_CLOSE)
 		return 0;
-	if (enter(sk, (const void *)ctx->args[1], USER_MEMORY, BY_HELPER))
+	if (enter(sk, address, USER_MEMORY, BY_HELPER))
 		call(sk, NULL);
 	return 0;
 }
@@ -436,15 +436,45 @@ static __always_inline bool goes_on(int error)
 	       (error >= ERESTARTSYS && error <= ERESTART_RESTARTBLOCK);
 }
 
-SEC("tp/syscalls/sys_exit_connect")
-int connect_returns(struct trace_event_raw_sys_exit *ctx)
+static __always_inline int connect_call_returns(void *ctx, int error)
 {
 	struct call call = returned();
-	int error = -ctx->ret;
 
 	if (call.sk)
 		leave(ctx, call.sk, goes_on(error) ? 0 : error, BY_HELPER);
 	return 0;
+}
+
+SEC("tp/syscalls/sys_enter_connect")
+int connect_enters(struct trace_event_raw_sys_enter *ctx)
+{
+	return connect_call_enters(ctx->args[0], (const void *)ctx->args[1]);
+}
+
+SEC("tp/syscalls/sys_exit_connect")
+int connect_returns(struct trace_event_raw_sys_exit *ctx)
+{
+	return connect_call_returns(ctx, -ctx->ret);
+}
+
+SEC("raw_tp/sys_enter")
+int BPF_PROG(compat_connect_enters, struct pt_regs *regs, long number)
+{
+	struct compat_arguments arguments;
+
+	if (compat_call(regs, number) != SYS_CONNECT)
+		return 0;
+	arguments = compat_arguments(regs, number);
+	return connect_call_enters(arguments.first, (const void *)(__u64)arguments.second);
+}
+
+/* Most calls return more than connect() ever does. */
+SEC("raw_tp/sys_exit")
+int BPF_PROG(compat_connect_returns, struct pt_regs *regs, long ret)
+{
+	if ((int)ret > 0 || compat_returning(regs) != SYS_CONNECT)
+		return 0;
+	return connect_call_returns(ctx, -ret);
 }
 
 #endif /* TCPCORE_CONNECTING_BPF_H */

@@ -110,6 +110,14 @@ class Common(Value):
         ),
     ] = _NONE
     btf: Annotated[Path | None, Option("Kernel BTF from a file.", ("--btf",), _HOW, "FILE")] = None
+    compat: Annotated[
+        bool,
+        Option(
+            "32-bit programs, too, where tracepoints leave them out; slows every system call.",
+            ("--compat",),
+            _HOW,
+        ),
+    ] = False
     buffer: Annotated[
         str | None,
         Option("Ring per CPU, as 512K; 2M, less on many CPUs.", ("--buffer",), _HOW, "SIZE"),

@@ -6,13 +6,10 @@ import ctypes
 import ipaddress
 import mmap
 import os
-import platform
 import socket
 import struct
-import subprocess
 import time
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
 import pytest
 
@@ -209,33 +206,6 @@ def test_a_connect_that_fails_before_it_has_a_port(net: Net) -> None:
         client.close()
         rows = [e for e in running.events() if e["rport"] == 1005]
     assert [(e["result"], e["lport"]) for e in rows] == [("ENETUNREACH", None)]
-
-
-@pytest.mark.parametrize("tool", ["accept", "tracer"])
-@pytest.mark.parametrize("is_reset", [False, True])
-def test_a_32_bit_program(tool: str, attach: str, is_reset: bool, tmp_path: Path) -> None:
-    """Its calls have no tracepoints of their own: it is seen when it closes, or not any more."""
-    if platform.machine() != "x86_64":
-        pytest.skip("int 0x80 is x86's")
-    program, source = tmp_path / "compat", Path(__file__).with_name("compat.c")
-    harness.sh(f"gcc -o '{program}' '{source}'")
-    port = harness.refused_port()
-    with tracer(tool, "--json", "--attach", attach) as running:
-        with subprocess.Popen([program, str(port)], stdout=subprocess.PIPE) as server:
-            assert server.stdout and server.stdout.readline()
-            with harness.connect("127.0.0.1", port) as client:
-                lport = client.getsockname()[1]
-                accepted = client.recv(1)
-                if is_reset:
-                    harness.reset(client)
-            code = server.wait(harness.PATIENCE)
-        rows = [e for e in running.events() if (e["lport"], e["rport"]) == (port, lport)]
-    if code == 77:
-        pytest.skip("this kernel takes no 32-bit calls")
-    assert accepted == b"x"
-    unseen = is_reset and attach == "tracepoint"
-    assert {e["pid"] for e in rows} == {None if unseen else server.pid}
-    assert [e.get("action") for e in rows] == (["accept", "close"] if tool == "tracer" else [None])
 
 
 def test_a_listener_on_a_mapped_address_is_ipv4() -> None:

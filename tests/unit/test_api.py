@@ -139,7 +139,7 @@ def test_ports_as_python_has_them(asked: list[Any], given: Any, ports: list[int]
 def test_addresses_and_paths_are_objects(asked: list[Any], tmp_path: Path) -> None:
     with pytest.raises(Reached), tcpcore.trace(
         "connlat", raddr=[IPv4Network("10.0.0.0/8"), IPv6Address("::1"), "192.0.2.1"],
-        netns=4026531840, duration=1.5, count=3, attach="kprobe",
+        netns=4026531840, duration=1.5, count=3, attach="kprobe", compat=True,
     ):  # fmt: skip
         pass
     _, request = asked
@@ -148,7 +148,7 @@ def test_addresses_and_paths_are_objects(asked: list[Any], tmp_path: Path) -> No
     ]  # fmt: skip
     assert request.filters.netns == [4026531840]
     assert request.limits == Limits(duration=1.5, count=3)
-    assert request.machinery.attach == ("kprobe",)
+    assert request.machinery == Machinery(attach=("kprobe",), compat=True)
 
 
 @pytest.mark.parametrize(

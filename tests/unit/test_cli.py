@@ -50,7 +50,7 @@ def test_help_of_every_tool(name: str) -> None:
         "--pid", "--uid", "--comm", "--ipv4", "--ipv6", "--lport", "--rport", "--laddr", "--raddr",
         "--cgroup", "--netns", "--container", "--pidns", "--timestamp", "--time", "--wide",
         "--json", "--csv", "--output", "--duration", "--count", "--interval", "--attach", "--btf",
-        "--buffer", "--map-size", "--fail-on-loss", "--verbose",
+        "--buffer", "--map-size", "--compat", "--fail-on-loss", "--verbose",
         "-p", "-u", "-4", "-6", "-L", "-D", "-t", "-T", "-w", "-o", "-d", "-n", "-i", "-v",
     ):  # fmt: skip
         assert re.search(rf"(^|[\s,|]){re.escape(option)}([\s,|]|$)", done.stdout), option

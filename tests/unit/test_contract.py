@@ -154,7 +154,7 @@ def test_slots_have_names_of_their_own(name: str) -> None:
 
 
 # What ends an entry, and what begins one.
-ENDS = {"fentry": "fexit", "kprobe": "kretprobe", "sys_enter_connect": "sys_exit_connect"}
+ENDS = {"fentry": "fexit", "kprobe": "kretprobe", "sys_enter": "sys_exit"}
 
 
 @pytest.mark.parametrize("name", TOOLS)

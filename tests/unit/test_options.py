@@ -153,10 +153,12 @@ def test_machinery(tmp_path: Path) -> None:
     btf = tmp_path / "vmlinux"
     btf.touch()
     found = (
-        Common(buffer="1M", map_size="1024", attach=["kprobe,raw_tp"], btf=btf).request().machinery
+        Common(buffer="1M", map_size="1024", attach=["kprobe,raw_tp"], btf=btf, compat=True)
+        .request()
+        .machinery
     )
     assert (found.buffer, found.map_size, found.btf) == (1 << 20, 1024, btf)
-    assert found.attach == ("kprobe", "raw_tp")
+    assert (found.attach, found.compat) == (("kprobe", "raw_tp"), True)
     assert Common().request().machinery == Machinery()
 
 

@@ -111,6 +111,17 @@ def test_what_is_forced_is_required() -> None:
     assert not narrowed([wanted], [])[0].required
 
 
+def test_a_slot_beside_another_is_needed_where_that_is_seen_by_system_calls(
+    host: pytest.MonkeyPatch,
+) -> None:
+    beside = Slot("32-bit calls", CHANGES.ways, beside="calls")
+    assert [use.slot for use in chosen(CALLS, beside)] == [CALLS]
+    unseen = Slot("calls", (FENTRY,), required=False)
+    assert [use.slot for use in chosen(unseen, beside, btf=parsed({}))] == [unseen]
+    classic = Slot("calls", (CLASSIC,))
+    assert [use.way for use in chosen(classic, beside)] == [CLASSIC, TYPED]
+
+
 @pytest.mark.parametrize("forced", ["uprobe", "", "FENTRY", "fentry/f", "kretprobe"])
 def test_forced_but_unknown_lists_each_name_once(forced: str) -> None:
     with pytest.raises(UsageError) as e:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from tcpcore.errors import LibbpfError
-from tcpcore.loader import Attached, RingSize
+from tcpcore.loader import Attached, RingSize, Slot
 from tcpcore.loader.perf import Batch
 from tcpcore.model import fields
 from tcpcore.model.counted import Counted, Measured
@@ -311,6 +311,12 @@ def test_the_loader_gets_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 OPEN = Snapshot(lines(TOOL), Sweep("sockets", "raw_tp/open"))
+
+
+def test_slots_that_cost_every_system_call_are_for_who_asks() -> None:
+    beside = Slot("32-bit calls", (), beside="calls")
+    assert Machinery().slots((*TOOL.slots, beside)) == Machinery().slots(TOOL.slots)
+    assert Machinery(compat=True).slots((*TOOL.slots, beside)) == (*TOOL.slots, beside)
 
 
 def test_a_snapshot_is_asked_for_and_comes_whole() -> None:

@@ -63,12 +63,15 @@ class Way(NamedTuple):
 class Slot(NamedTuple):
     """Something to see. name: in messages. ways: to see it, best first.
 
-    required: the tool is nothing without it.
+    required: the tool is nothing without it. beside: the name of a slot before this one, which the
+    tracepoints of single system calls see a part of: this one sees the rest, and is needed where
+    that one is seen by them.
     """
 
     name: str
     ways: tuple[Way, ...]
     required: bool = True
+    beside: str = ""
 
 
 class Refusal(NamedTuple):
@@ -99,6 +102,11 @@ class Use(NamedTuple):
     def sections(self) -> tuple[str, ...]:
         """What to attach, in order."""
         return (*self.way.sections, *self.optional) if self.way else ()
+
+    @property
+    def is_of_system_calls(self) -> bool:
+        """By the tracepoints of single ones, which do not fire for 32-bit programs."""
+        return self.way is not None and self.way.name == "tracepoint"
 
 
 def narrowed(slots: Sequence[Slot], forced: Sequence[str]) -> list[Slot]:
@@ -136,7 +144,11 @@ class Plan:
 
         Raises UnsupportedError or PrivilegeError where a required slot has none.
         """
-        return [self._use(slot) for slot in self._slots]
+        uses: dict[str, Use] = {}
+        for slot in self._slots:
+            if not slot.beside or uses[slot.beside].is_of_system_calls:
+                uses[slot.name] = self._use(slot)
+        return list(uses.values())
 
     def _use(self, slot: Slot) -> Use:
         left = self._left[slot.name]

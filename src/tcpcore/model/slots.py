@@ -21,6 +21,16 @@ TRANSITIONS = (
     ),
 )
 
+
+def compat(of: str, *tracepoints: str) -> Slot:
+    """Of compat.bpf.h: 32-bit programs in what the slot before this one sees of others.
+
+    Each of the tracepoints is at all system calls of the host, so that only who asks has this slot.
+    """
+    way = Way(tuple(f"raw_tp/{each}" for each in tracepoints))
+    return Slot(f"32-bit {of}", (way,), beside=of)
+
+
 _GRAFT = {"security_sock_graft": ("struct sock *, struct socket *",)}
 
 # Of accepting.bpf.h.
@@ -33,6 +43,7 @@ ACCEPTING = (
             Way(("tp/syscalls/sys_exit_accept", "tp/syscalls/sys_exit_accept4")),
         ),
     ),
+    compat("accept()", "sys_exit"),
 )
 
 # Functions that may refuse a connect before TCP hears of it. A kernel may lack those of IPv6.
@@ -81,6 +92,7 @@ CONNECTING = (
         ),
         required=False,
     ),
+    compat("connect()", "sys_exit", "sys_enter"),
 )
 
 # Of walk.bpf.h. The first way needs atomic instructions of Linux 5.12, and BTF in the kernel.

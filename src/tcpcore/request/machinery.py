@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from tcpcore.loader import RingSize
+from tcpcore.loader import RingSize, Slot
 
 
 def default_buffer() -> int:
@@ -24,12 +24,14 @@ class Machinery(NamedTuple):
 
     buffer: bytes per CPU; None: the default, or as much of it as the kernel gives. map_size:
     sockets to follow, and keys to count apart; None: the defaults. attach, btf: as in Settings.
+    compat: with the slots for 32-bit programs, which cost every system call of the host some time.
     """
 
     buffer: int | None = None
     map_size: int | None = None
     attach: tuple[str, ...] = ()
     btf: Path | None = None
+    compat: bool = False
 
     @property
     def sockets(self) -> int:
@@ -46,6 +48,10 @@ class Machinery(NamedTuple):
     def histograms(self) -> int:
         """How many, of 520 bytes each, twice on every possible CPU."""
         return self.map_size or 2048
+
+    def slots(self, of: tuple[Slot, ...]) -> tuple[Slot, ...]:
+        """Those of a tool's slots that are asked for."""
+        return tuple(slot for slot in of if self.compat or not slot.beside)
 
     def ring(self) -> RingSize:
         """A size that was asked for is what the user gets, or an error."""

@@ -52,6 +52,7 @@ class Options(TypedDict, total=False):
     interval: float | None
     attach: str | Sequence[str] | None
     btf: PathLike | None
+    compat: bool
     buffer: int | str | None
     map_size: int | None
 
@@ -167,6 +168,7 @@ def _machinery(given: _Given) -> Machinery:
         else values.number("map_size", size, "a number of sockets", 1, 1 << 22),
         attach=tuple(values.parts(values.texts("attach", given.get("attach", [])))),
         btf=_file("btf", given["btf"]) if "btf" in given else None,
+        compat=values.checked("compat", given.get("compat", False), bool),
     )
 
 

@@ -243,7 +243,7 @@ def opened(tool: Tool, request: Request) -> Iterator[Session]:
         pins=filters.pins(),
         rings={"events": machinery.ring()},
     )
-    slots = (*filters.slots(), *tool.slots)
+    slots = (*filters.slots(), *machinery.slots(tool.slots))
     derive = tool.derive() if tool.derive else nullcontext()
     with derive as derived, attached(path, slots, settings) as program:
         if tool.seed:

@@ -12,6 +12,7 @@ from tcpcore.loader import Slot, Way
 from tcpcore.model import columns as col
 from tcpcore.model import fields
 from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.slots import compat
 from tcpcore.model.tool import Column, Lines, Stream, Tool
 
 _UNKNOWN_BACKLOG = 1 << 62
@@ -87,7 +88,7 @@ TOOL = Tool(
     name="listen",
     event=Event,
     kinds=(Stream(_LINES),),
-    slots=(_CALLS,),
+    slots=(_CALLS, compat("listen()", "sys_exit", "sys_enter")),
 )
 
 EXAMPLES = (
