@@ -264,7 +264,7 @@ def test_what_is_counted_in_the_kernel_does_not_end_at_a_number() -> None:
 
 
 def test_an_internal_error_is_one_line_unless_somebody_debugs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def fail(_: list[str]) -> int:
         raise ValueError("odd")
@@ -272,7 +272,7 @@ def test_an_internal_error_is_one_line_unless_somebody_debugs(
     monkeypatch.setattr(cli, "_call", fail)
     monkeypatch.delenv("TCPCORE_DEBUG", raising=False)
     assert cli._run([]) == 1
-    assert "internal error: ValueError: odd (" in capsys.readouterr().err
+    assert "internal error: ValueError: odd (" in capfd.readouterr().err
     monkeypatch.setenv("TCPCORE_DEBUG", "1")
     with pytest.raises(ValueError, match="odd"):
         cli._run([])
