@@ -112,12 +112,39 @@ def by_io_uring(receiver: socket.socket) -> None:
     assert (result, buffer.raw) == (SIZE, DATA)
 
 
-WAYS: dict[str, tuple[Sender, Reader]] = {
-    "sendfile": (from_a_file, into_a_buffer),
-    "MSG_ZEROCOPY": (from_own_pages, into_a_buffer),
-    "splice": (from_a_pipe, into_a_pipe),
-    "TCP_ZEROCOPY_RECEIVE": (from_a_pipe, by_mapping),
-    "io_uring": (plainly, by_io_uring),
+# include/uapi/linux/tls.h: struct tls12_crypto_info_aes_gcm_128, with a key that is no secret.
+TCP_ULP, SOL_TLS, TLS_TX, TLS_RX = 31, 282, 1, 2
+KEY = struct.pack("=HH36x", 0x0303, 51)
+TLS_RECORD = SIZE + 5 + 8 + 16  # header, nonce and tag
+
+
+def encrypt(connection: socket.socket, way: int) -> None:
+    """From now on the kernel does it (kTLS)."""
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
+    except OSError as e:
+        pytest.skip(f"no kTLS here: {e}")
+    connection.setsockopt(SOL_TLS, way, KEY)
+
+
+def encrypted(sender: socket.socket) -> None:
+    encrypt(sender, TLS_TX)
+    sender.sendall(DATA)
+
+
+def decrypted(receiver: socket.socket) -> None:
+    encrypt(receiver, TLS_RX)
+    into_a_buffer(receiver)
+
+
+# How they are sent and read, and how many bytes TCP has.
+WAYS: dict[str, tuple[Sender, Reader, int]] = {
+    "sendfile": (from_a_file, into_a_buffer, SIZE),
+    "MSG_ZEROCOPY": (from_own_pages, into_a_buffer, SIZE),
+    "splice": (from_a_pipe, into_a_pipe, SIZE),
+    "TCP_ZEROCOPY_RECEIVE": (from_a_pipe, by_mapping, SIZE),
+    "io_uring": (plainly, by_io_uring, SIZE),
+    "kTLS": (encrypted, decrypted, TLS_RECORD),
 }
 
 
@@ -130,7 +157,7 @@ def sums(running: Tracer) -> dict[int, tuple[int, int]]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_ways(attach: str, way: str) -> None:
-    send, read = WAYS[way]
+    send, read, size = WAYS[way]
     options = ("--json", "-p", str(os.getpid()), "--attach", attach)
     with (
         tracer("pktlat", *options) as pktlat,
@@ -139,7 +166,7 @@ def test_ways(attach: str, way: str) -> None:
     ):
         begin = time.monotonic_ns()
         send(client)
-        harness.until(lambda: unread(accepted) == SIZE)
+        harness.until(lambda: unread(accepted) == size)
         sent = Span(begin, time.monotonic_ns())
         time.sleep(0.02)
         took = timed(lambda: read(accepted))
@@ -147,4 +174,4 @@ def test_ways(attach: str, way: str) -> None:
         lport, rport = harness.ports(accepted)
         rows, found = of(pktlat, accepted), sums(top)
     check_wait(of_read(rows, took), sent, took)
-    assert found == {rport: (0, SIZE), lport: (SIZE, 0)}
+    assert found == {rport: (0, size), lport: (size, 0)}
