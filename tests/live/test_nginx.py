@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.live import harness
-from tests.live.harness import Event, Tracer, tracer
+from tests.live.harness import Event, tracer
 
 ROOT = Path(__file__).parents[2]
 # `make setup-test` unpacks it.
@@ -91,11 +91,6 @@ def logged(path: Path) -> Bytes:
     return found
 
 
-def told(running: Tracer, kind: str) -> list[Event]:
-    assert running.stop() == 0, running.errors()
-    return [x for x in running.records() if x["type"] == kind]
-
-
 def by_port(rows: list[Event]) -> Bytes:
     return {x["rport"]: (x["rx_bytes"], x["tx_bytes"]) for x in rows}
 
@@ -110,7 +105,7 @@ def test_the_bytes_of_its_log(tmp_path: Path) -> None:
         with tracer("top", "60", *options) as top, tracer("life", *options) as life:
             fetch_all(port)
             harness.until(lambda: len(life.out.lines) == SESSIONS)  # it ends some after its client
-            flows, sessions = told(top, "flow"), told(life, "event")
+            flows, sessions = top.events("flow"), life.events()
     log = logged(tmp_path / "log")
     assert len(log) == len(flows) == len(sessions) == SESSIONS
     assert by_port(flows) == by_port(sessions) == log

@@ -150,9 +150,7 @@ WAYS: dict[str, tuple[Sender, Reader, int]] = {
 
 def sums(running: Tracer) -> dict[int, tuple[int, int]]:
     """By local port: received and sent."""
-    assert running.stop() == 0, running.errors()
-    flows = [x for x in running.records() if x["type"] == "flow"]
-    return {x["lport"]: (x["rx_bytes"], x["tx_bytes"]) for x in flows}
+    return {x["lport"]: (x["rx_bytes"], x["tx_bytes"]) for x in running.events("flow")}
 
 
 @pytest.mark.parametrize("way", WAYS)
