@@ -29,6 +29,7 @@ TOOLS := $(patsubst bpf/%.bpf.c,%,$(wildcard bpf/*.bpf.c))
 OBJECTS := $(foreach arch,x86 arm64,$(TOOLS:%=$(OBJECTS_DIR)/%.$(arch).bpf.o))
 # What the tests load, for this machine alone.
 TEST_OBJECTS := $(patsubst tests/bpf/%.c,build/tests/%.o,$(wildcard tests/bpf/*.bpf.c))
+NGINX := build/nginx/usr/sbin/nginx
 STALE := $(filter-out $(OBJECTS),$(wildcard $(OBJECTS_DIR)/*.bpf.o))
 
 # Paths are relative and the CPU is pinned: the same bytes in every folder, on every host.
@@ -104,7 +105,7 @@ setup-lint: ## Install what lint and test-rootless need
 
 setup-test: ## Install what test and bench need
 	$(call apt,$(TEST_PACKAGES))
-	$(Q)$(MAKE) -j$$(nproc) $(VENV)/.ready-dev $(VENV)/.summaries $(TEST_OBJECTS)
+	$(Q)$(MAKE) -j$$(nproc) $(VENV)/.ready-dev $(VENV)/.summaries $(TEST_OBJECTS) $(NGINX)
 
 # $(call apt,PACKAGES): install those that are missing; apt is not touched when none is.
 define apt
@@ -141,6 +142,13 @@ $(VENV)/.ready-mutants: $(VENV)/.ready-dev
 $(VENV)/.summaries: $(OBJECTS) | $(VENV)/.ready
 	$(Q)$(BIN)/python -c 'import sys; from tcpcore.loader import elf; elf.store_all(sys.argv[1:])' $?
 	$(Q)touch $@
+
+# Unpacked, not installed: the package would start a service. Without it a test is skipped.
+$(NGINX):
+	$(Q)mkdir -p build/nginx
+	$(Q)cd build/nginx && apt-get -qq -o APT::Sandbox::User= download nginx && \
+		dpkg-deb -x nginx_*.deb . && rm nginx_*.deb || \
+		echo >&2 "tcpcore: nginx could not be fetched"
 
 # $(call compile,ARCH). The DWARF goes, a third of an object; the BTF stays.
 define compile

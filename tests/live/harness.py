@@ -104,10 +104,10 @@ class Tracer:
         assert self.process.exitcode is not None, "it does not end"
         return self.process.exitcode
 
-    def events(self) -> list[Event]:
-        """Ends the tracer; the events it printed."""
+    def events(self, kind: str = "event") -> list[Event]:
+        """Ends the tracer; the events it printed, or another type of records."""
         assert self.stop() == 0, self.errors()
-        return [r for r in self.records() if r["type"] == "event"]
+        return [r for r in self.records() if r["type"] == kind]
 
     def records(self) -> list[Event]:
         return [json.loads(line) for line in self.out.lines]

@@ -198,10 +198,10 @@ def test_the_last_byte_of_a_connection(attach: str) -> None:
         check_wait(event, sent, read)
 
 
-def through_a_pipe(receiver: socket.socket) -> None:
+def through_a_pipe(receiver: socket.socket, size: int = 100) -> None:
     out, into = os.pipe()
     try:
-        os.splice(receiver.fileno(), into, 100)
+        assert os.splice(receiver.fileno(), into, size) == size
     finally:
         os.close(out)
         os.close(into)

@@ -320,6 +320,27 @@ def test_now_of_another_process(net: Net) -> None:
     assert row.overflows is None and row.buckets == []
 
 
+def test_now_looks_through_the_files_that_processes_have_open() -> None:
+    """So it finds MPTCP's listener, which is not the socket of the file itself, but none that is on
+    its way to another process (SCM_RIGHTS, unix(7)) and has left the sender's table of files."""
+    one, other = socket.socketpair()
+    with one, other, mptcp_socket() as mptcp:
+        mptcp.bind(("127.0.0.1", 0))
+        mptcp.listen(17)
+        with harness.listener() as server:
+            port = server.getsockname()[1]
+            socket.send_fds(one, [b"x"], [server.fileno()])
+        assert limits_now(mptcp.getsockname()[1], port) == [17]
+        _, received, _, _ = socket.recv_fds(other, 1, 1)
+        assert limits_now(port) == [1024]
+        os.close(*received)
+
+
+def limits_now(*ports: int) -> list[int | None]:
+    with tcpcore.trace("synbl", now=True, lport=ports, pid=os.getpid()) as listeners:
+        return [row.limit for row in listeners]
+
+
 def test_older_listeners(attach: str) -> None:
     """They are followed with their owner. What was dropped before is not counted."""
     with serving("127.0.0.1", 1) as server, flood(server, 6):
