@@ -125,7 +125,7 @@ def test_more_destinations_than_anybody_reads_share_a_row() -> None:
 
 
 def test_the_row_of_the_others_in_text_and_csv() -> None:
-    for style, row in (("table", "other           -     2"), ("csv", ",other,,2,")):
+    for style, row in (("table", "other           -     2"), ("csv", "Z,,other,,2,")):
         text = summary(style, scan(MOST_ROWS + 2)).finish()
-        assert text.splitlines()[-1].startswith(row)
+        assert row in text.splitlines()[-1]
         assert len(text.splitlines()) == 1 + MOST_ROWS + 1

@@ -279,7 +279,7 @@ def test_a_sink_gets_everything_that_json_gets(clock: Clock) -> None:
 def test_each_style_shows_each_kind(clock: Clock) -> None:
     for style, says in (
         (table.Text(), ["PID", "DADDR", "curl", "srtt"]),
-        (Csv(), ["time,ts_ns", "family,raddr", "measure,unit"]),
+        (Csv(), ["time,ts_ns", "time,family,raddr", "time,measure,unit"]),
     ):
         session = Run(clock, events={-1: 1})
         session.session.tool = ALL_KINDS

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tcpcore.model import clock, fields
+from tcpcore.model import fields
 from tcpcore.model.tool import Lines, Records
 from tcpcore.sinks import form, histogram
 
@@ -25,21 +25,20 @@ class Cells:
         names, self._names = list(kinds), form.order(lines)
         self._sources = [names.index(name) for name in self._names]
         self._converts = [kinds[name].convert(_quoted(kinds[name])) for name in self._names]
-        self._stamp = names.index("ts_ns") if form.is_event(lines) else None
+        self._times = form.Times(lines)
         self._has_header = False
 
     def header(self) -> str:
         self._has_header = True
-        time = [] if self._stamp is None else ["time"]
-        return ",".join((*time, *self._names)) + "\n"
+        return ",".join(("time", *self._names)) + "\n"
 
     def rows(self, records: Records) -> str:
         if not records:
             return ""
         columns = list(zip(*records, strict=True))
         cells = form.cells(columns, self._converts, self._sources)
-        times = [] if self._stamp is None else [clock.rfc3339(columns[self._stamp])]
-        return "\n".join(map(",".join, zip(*times, *cells, strict=True))) + "\n"
+        times = self._times.of(columns, len(records))
+        return "\n".join(map(",".join, zip(times, *cells, strict=True))) + "\n"
 
     def block(self, records: Records) -> str:
         """The header stands before the first one only."""
@@ -81,8 +80,10 @@ class Csv:
 
     def histograms(self, found: Sequence[Histogram]) -> str:
         """A row a bucket."""
-        rows = [row for each in found for row in histogram.csv_rows(each)]
-        header = [] if self._has_header or not found else [histogram.csv_header(found[0])]
+        time = form.now()
+        rows = [(time, *row) for each in found for row in histogram.csv_rows(each)]
+        names = histogram.csv_header(found[0]) if found else ()
+        header = [] if self._has_header or not found else [("time", *names)]
         self._has_header = self._has_header or bool(found)
         return csv_lines([*header, *rows])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tcpcore.model import fields
+from tcpcore.model import clock, fields
 from tcpcore.model.tool import Lines, Records
 
 if TYPE_CHECKING:
@@ -43,6 +43,25 @@ def order(lines: Lines) -> list[str]:
     """The fields of JSON and CSV: those that other rows have, too, come first."""
     names = list(fields.kinds(lines.row))
     return [*(name for name in HEAD if name in names), *(x for x in names if x not in HEAD)]
+
+
+class Times:
+    """The time of each row: that of the event, or of the report that it is in."""
+
+    def __init__(self, lines: Lines) -> None:
+        names = list(fields.kinds(lines.row))
+        self._stamp = names.index("ts_ns") if is_event(lines) else None
+
+    def of(self, columns: Sequence[fields.Column], number: int) -> list[str]:
+        """Of so many rows, by their raw columns."""
+        if self._stamp is None:
+            return [now()] * number
+        return clock.rfc3339(columns[self._stamp])
+
+
+def now() -> str:
+    """The time of a report."""
+    return clock.rfc3339([clock.monotonic_ns()])[0]
 
 
 def is_event(lines: Lines) -> bool:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tcpcore.model import clock, fields
+from tcpcore.model import fields
 from tcpcore.model.tool import Lines, Records
 from tcpcore.sinks import form, histogram
 
@@ -23,7 +23,7 @@ class Objects:
         self._sources = [names.index(name) for name in order]
         self._converts = [_member(name, kinds[name]) for name in order]
         self._begin = f'{{"type":"{lines.record}","tool":"{tool}","time":"'
-        self._stamp = names.index("ts_ns") if form.is_event(lines) else None
+        self._times = form.Times(lines)
 
     def header(self) -> str:
         return ""
@@ -37,12 +37,8 @@ class Objects:
         return "}\n".join(lines) + "}\n"
 
     def _heads(self, columns: Sequence[fields.Column], number: int) -> Iterable[str]:
-        """What each object begins with: events have a time, all others have that of the report."""
-        if self._stamp is None:
-            times = clock.rfc3339([clock.monotonic_ns()]) * number
-        else:
-            times = clock.rfc3339(columns[self._stamp])
-        return (f'{self._begin}{time}"' for time in times)
+        """What each object begins with."""
+        return (f'{self._begin}{time}"' for time in self._times.of(columns, number))
 
     def block(self, records: Records) -> str:
         return self.rows(records)
@@ -77,6 +73,5 @@ class Json:
 
     def record(self, kind: str, content: dict[str, Any]) -> str:
         """An object beside the rows, stamped now."""
-        now = clock.rfc3339([clock.monotonic_ns()])[0]
-        whole = {"type": kind, "tool": self._tool, "time": now, **content}
+        whole = {"type": kind, "tool": self._tool, "time": form.now(), **content}
         return json.dumps(whole, separators=(",", ":")) + "\n"
