@@ -11,7 +11,7 @@ from tcpcore.model import clock, fields
 from tcpcore.model.tool import Ranking
 from tcpcore.sinks.live import Keys
 from tcpcore.tools.top import sessions
-from tcpcore.tools.top.sessions import ORDERS, Session, busiest
+from tcpcore.tools.top.sessions import ORDERS, Session, Traffic, busiest
 from tests.unit.samples import address, comm
 
 SECOND = 10**9
@@ -29,7 +29,8 @@ def row(port: int = 1, tx: int = 0, rx: int = 0, **counters: int) -> Record:
 
 
 def ranked(rows: list[Record], order: str = "all", most: int = 20) -> list[Session]:
-    return list(fields.values(Session, busiest(rows, Ranking(list(ORDERS), order), most)))
+    shown = busiest(rows, Ranking(list(ORDERS), order), most, Traffic())
+    return list(fields.values(Session, shown))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,16 @@ def test_the_rest_and_what_found_no_room_come_last() -> None:
     assert (first.lport, first.tx_bytes) == (1, 5)
     assert (rest.raddr, rest.laddr, rest.tx_bytes, rest.rx_bytes) == ("other", None, 903, 0)
     assert (rest.srtt_us, rest.limit, rest.interval_ns) == (None, None, SECOND)
+
+
+def test_rates_are_of_the_interval_and_totals_of_all() -> None:
+    traffic = Traffic()
+    for tx, rx in ((1 << 20, 2 << 20), (512 << 10, 0)):
+        one = (*row(tx=tx, rx=rx)[:-1], SECOND // 2)
+        busiest([one], Ranking(list(ORDERS), "all"), 0, traffic)
+    assert str(traffic) == "rx 0.0 KB/s, 2.0 MB  tx 1024.0 KB/s, 1.5 MB"
+    traffic.add([])
+    assert str(traffic) == "rx 0.0 KB/s, 2.0 MB  tx 0.0 KB/s, 1.5 MB"
 
 
 def test_keys_are_read_until_the_terminal_ends() -> None:

@@ -19,7 +19,7 @@ from tcpcore.model.option import Argument, Option
 from tcpcore.model.slots import ACCEPTING, TRANSITIONS, WALK, optional
 from tcpcore.model.tool import Column, Lines, Ranking, Table, Tool
 from tcpcore.request.values import number, seconds
-from tcpcore.tools.top.sessions import ORDERS, Counters, Key, Session, busiest
+from tcpcore.tools.top.sessions import ORDERS, Counters, Key, Session, Traffic, busiest
 
 _TRAFFIC = (
     col.optional_kilobytes("RX_KB", "rx_bytes"),
@@ -37,20 +37,21 @@ _HELD_BACK = (
 )
 
 
-def _load_average() -> str:
-    return f"{time.strftime('%H:%M:%S')} loadavg: {Path('/proc/loadavg').read_text().strip()}"
+def _summary(traffic: Traffic) -> str:
+    load = Path("/proc/loadavg").read_text().strip()
+    return f"{time.strftime('%H:%M:%S')} loadavg: {load}  {traffic}"
 
 
 def _table(order: str, rows: int, summary: bool) -> Table:
-    ranking = Ranking(list(ORDERS), order)
+    ranking, traffic = Ranking(list(ORDERS), order), Traffic()
     lines = Lines(
         Session,
         columns=(col.pid(7), col.comm(12), *col.local_remote(15), *_TRAFFIC),
         wide=(*col.WIDE_OWNER[:2], *col.local_remote(39), *_TRAFFIC, *_HELD_BACK, col.NETNS),
-        title=_load_average if summary else None,
+        title=partial(_summary, traffic) if summary else None,
         ranking=ranking,
     )
-    finish = partial(busiest, ranking=ranking, most=rows)
+    finish = partial(busiest, ranking=ranking, most=rows, traffic=traffic)
     counted = Counted("sessions", Key, "session", timed=True, finish=finish, counters=Counters)
     return Table(lines, counted)
 
@@ -79,7 +80,7 @@ def tool(
     sort: Annotated[str, Option("By all, tx or rx.", ("--sort", "-s"))] = "all",
     rows: Annotated[str, Option("So many rows.", ("--rows", "-r"), metavar="N")] = "20",
     noclear: Annotated[bool, Option("Block below block.", ("--noclear", "-C"))] = False,
-    nosummary: Annotated[bool, Option("Without the load average.", ("--nosummary", "-S"))] = False,
+    nosummary: Annotated[bool, Option("No line of load and sums.", ("--nosummary", "-S"))] = False,
 ) -> Tool:
     """period: seconds between two reports, as `interval`. reports: how many. sort: all, tx or rx.
     rows: how many sessions; the others are added up in one. noclear, nosummary: of the text."""

@@ -75,8 +75,27 @@ ORDERS: dict[str, _Rank] = {
 }
 
 
-def busiest(rows: Sequence[Record], ranking: Ranking, most: int) -> list[Record]:
+class Traffic:
+    """What all sessions received and sent: KB per second in the last interval, MB in all."""
+
+    def __init__(self) -> None:
+        self._rates = self._totals = (0.0, 0.0)
+
+    def add(self, rows: Sequence[Record]) -> None:
+        """The rows of an interval."""
+        sums = [sum(row[which] for row in rows) for which in (_RX, _TX)]
+        seconds = rows[0][-1] / 1e9 if rows else 1.0
+        self._rates = sums[0] / 1024 / seconds, sums[1] / 1024 / seconds
+        self._totals = self._totals[0] + sums[0] / 2**20, self._totals[1] + sums[1] / 2**20
+
+    def __str__(self) -> str:
+        (rx, tx), (all_rx, all_tx) = self._rates, self._totals
+        return f"rx {rx:.1f} KB/s, {all_rx:.1f} MB  tx {tx:.1f} KB/s, {all_tx:.1f} MB"
+
+
+def busiest(rows: Sequence[Record], ranking: Ranking, most: int, traffic: Traffic) -> list[Record]:
     """From rows of counters those of Session: the first so many, and one for all others."""
+    traffic.add(rows)
     rank = ORDERS[ranking.order]
     ranked = sorted(rows, key=lambda row: (not row[1], -rank(row)))  # what had no room comes last
     return [_session(row) for row in ranked[:most]] + _rest(ranked[most:])
