@@ -18,8 +18,8 @@ VARIANTS = ("fentry", "kprobe", "tracepoint")
 # Variants that must work here, as in the virtual machines; without it, whatever the kernel takes.
 REQUIRED = os.environ.get("TCPCORE_TEST_ATTACH", "").split()
 
-# A number for each virtual machine. Emulation is slow: a test is run there with one variant, with
-# another in the next machine; one without variants in one of the four. Without it, all are.
+# A number for each virtual machine. Emulation is slow: each variant of a test is run in one of the
+# four, and so is a test without variants. Without this number, all are.
 MACHINES = 4
 TURN = os.environ.get("TCPCORE_TEST_TURN", "")
 
@@ -42,9 +42,8 @@ def is_its_turn(item: pytest.Item) -> bool:
     call = getattr(item, "callspec", None)
     parameters: dict[str, object] = call.params if call else {}
     turn = zlib.crc32(item.nodeid.partition("[")[0].encode()) + int(TURN)
-    if "attach" not in parameters:
-        return turn % MACHINES == 0
-    return parameters["attach"] == VARIANTS[turn % len(VARIANTS)]
+    variant = VARIANTS.index(str(parameters.get("attach", VARIANTS[0])))
+    return turn % MACHINES == variant
 
 
 @cache

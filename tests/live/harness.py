@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import itertools
 import json
@@ -60,6 +61,7 @@ class Tracer:
             warnings.simplefilter("ignore", DeprecationWarning)
             context = multiprocessing.get_context("fork")
             self.process = context.Process(target=_main, args=(os.getpid(), arguments, hide, pipes))
+            gc.freeze()  # the child would touch, and so copy, all of our memory
             self.process.start()
         os.close(out_end)
         os.close(err_end)
