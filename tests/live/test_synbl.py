@@ -110,12 +110,12 @@ def test_overflows_are_the_kernels_own(attach: str, family: str, net: Net) -> No
     }[family]
     arguments = ("--json", "--attach", attach, "--netns", here.name)
     with tracer("synbl", *arguments) as running, here.entered(), counted() as grown:
-        with ExitStack() as stack:
-            server = stack.enter_context(serving(bound, 1))
-            for _ in range(30):
-                client = harness.start_connect(host, server.getsockname()[1])
-                stack.enter_context(client)
+        with serving(bound, 1) as server:
+            port = server.getsockname()[1]
+            clients = [harness.start_connect(host, port) for _ in range(30)]
             harness.until(lambda: grown("ListenOverflows") >= 30)  # some come again
+            for client in clients:  # none comes again while the listener ends
+                harness.reset(client)
         overflows, drops = grown("ListenOverflows"), grown("ListenDrops")
         (row,) = rows_at(running, here)
     assert (row["connections"], row["limit"]) == (2, 1)
