@@ -25,7 +25,7 @@ static __always_inline void count(int result, const struct conn *conn)
 
 	__builtin_memcpy(flow.laddr, &conn->laddr, sizeof(flow.laddr));
 	__builtin_memcpy(flow.raddr, &conn->raddr, sizeof(flow.raddr));
-	counters = counters_or_rest(&flows, &flow, &none);
+	counters = counters_or_rest(flows, &flow, &none);
 	if (!counters) {
 		lose_socket();
 		return;

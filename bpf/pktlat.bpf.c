@@ -196,7 +196,7 @@ static __always_inline void count(const struct owner *owner, __u64 wait_ns)
 	struct histogram *found;
 
 	__builtin_memcpy(key.comm, owner->comm, sizeof(key.comm));
-	found = counters_or_rest(&waits, &key, &no_values);
+	found = counters_or_rest(waits, &key, &no_values);
 	if (found)
 		measure(found, wait_ns / 1000);
 	else

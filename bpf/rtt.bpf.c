@@ -118,7 +118,7 @@ static __always_inline void count(__u32 rtt_us, const struct conn *conn, const s
 
 	if (has_keys())
 		set_key(&key, conn, owner);
-	found = counters_or_rest(&rtts, &key, &no_values);
+	found = counters_or_rest(rtts, &key, &no_values);
 	if (found)
 		measure(found, rtt_in_ms ? rtt_us / 1000 : rtt_us);
 	else

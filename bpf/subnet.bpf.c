@@ -42,7 +42,7 @@ static __always_inline void account(struct sock *sk, const struct conn *conn,
 	found = bpf_map_lookup_elem(&subnets, &whole);
 	if (found)
 		key = *found;
-	counters = counters_or_rest(&bytes, &key, &none);
+	counters = counters_or_rest(bytes, &key, &none);
 	if (!counters)
 		return;
 	add(&counters->rx_bytes, now->rx_bytes - before->rx_bytes);

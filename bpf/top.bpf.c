@@ -77,7 +77,7 @@ static __always_inline void account(struct sock *sk, const struct conn *conn,
 	__builtin_memcpy(key.laddr, &conn->laddr, sizeof(key.laddr));
 	__builtin_memcpy(key.raddr, &conn->raddr, sizeof(key.raddr));
 	__builtin_memcpy(key.comm, owner->comm, sizeof(key.comm));
-	counters = counters_or_rest(&sessions, &key, &none);
+	counters = counters_or_rest(sessions, &key, &none);
 	if (!counters)
 		return;
 	add(&counters->tx_bytes, now->tx_bytes - before->tx_bytes);

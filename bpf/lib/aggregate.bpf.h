@@ -3,7 +3,8 @@
  * Counters by key, summed up here and reported now and then. No report loses or repeats anything.
  *
  * Two maps take turns: programs add to the one that is in the array, user space reads the other one
- * (src/tcpcore/loader/aggregate.py).
+ * (src/tcpcore/loader/aggregate.py). As long as none is there it is the first one's turn: to put it
+ * there at the start would take an RCU grace period, a sixth of the start.
  */
 #ifndef TCPCORE_AGGREGATE_BPF_H
 #define TCPCORE_AGGREGATE_BPF_H
@@ -32,7 +33,7 @@
 		__uint(max_entries, 1);                                                            \
 		__type(key, __u32);                                                                \
 		__array(values, struct name##_map);                                                \
-	} name SEC(".maps") = {.values = {&name##_one}}
+	} name SEC(".maps")
 
 /*
  * This CPU's counters of a key, to be used in this run of the program only. none: a value of zeros.
@@ -41,14 +42,15 @@
  * zeros, which user space keeps a place for. (An update also fails, with EBUSY, when it interrupts
  * another one on this CPU, since Linux 5.11, 20b6cc34ea74.)
  */
-static __always_inline void *counters_of(void *aggregate, const void *key, const void *none)
+#define counters_of(aggregate, key, none) counters_in(&aggregate, &aggregate##_one, key, none)
+
+static __always_inline void *counters_in(void *turns, void *first, const void *key,
+					 const void *none)
 {
 	const __u32 only = 0;
-	void *map = bpf_map_lookup_elem(aggregate, &only);
+	void *map = bpf_map_lookup_elem(turns, &only) ?: first;
 	void *found;
 
-	if (!map)
-		return NULL;
 	found = bpf_map_lookup_elem(map, key);
 	if (found)
 		return found;

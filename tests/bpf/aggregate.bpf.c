@@ -24,7 +24,7 @@ static __always_inline struct tally *tally_of(__u64 value)
 	const struct number key = {.value = value};
 	const struct tally none = {};
 
-	return counters_of(&numbers, &key, &none);
+	return counters_of(numbers, &key, &none);
 }
 
 static __always_inline void count(__u64 value, bool with_rest)

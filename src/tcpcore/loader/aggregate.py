@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from tcpcore.errors import LibbpfError
 from tcpcore.loader import ffi
@@ -25,8 +25,13 @@ def maps(name: str) -> tuple[str, str]:
     return f"{name}_one", f"{name}_two"
 
 
+def names(of_maps: Collection[str]) -> list[str]:
+    """The aggregates among the maps of an object."""
+    return [name for name in of_maps if set(maps(name)) <= set(of_maps)]
+
+
 def make_room(keys: int, place: ffi.MapHandle, among: Iterable[ffi.MapHandle]) -> None:
-    """Before the load: room for so many keys, and for the rest. place: as in Aggregate.
+    """Before the load: room for so many keys, and for the rest. place, among: of one aggregate.
 
     Without other keys an array of one place does. The key of zeros begins with its index, and
     programs find it in half of the time, as nothing is hashed and compared.
@@ -39,6 +44,12 @@ def make_room(keys: int, place: ffi.MapHandle, among: Iterable[ffi.MapHandle]) -
     for each in (pattern, *among):
         libbpf().bpf_map__set_type(each, _MAP_TYPE_PERCPU_ARRAY)
         libbpf().bpf_map__set_key_size(each, _INDEX_SIZE)
+
+
+def leave_out(of: Iterable[ffi.MapHandle]) -> None:
+    """Before the load: the maps of an aggregate that this run does not count in."""
+    for each in of:
+        libbpf().bpf_map__set_autocreate(each, False)
 
 
 class Aggregate:

@@ -349,9 +349,12 @@ def _adjust(
     filled = {name: max(1, len(content)) for name, content in settings.contents.items()}
     for name, entries in {**settings.map_entries, **filled}.items():
         libbpf().bpf_map__set_max_entries(maps[name], entries)
-    for name, keys in settings.aggregates.items():
+    for name in aggregate.names(maps):
         turns = [maps[each] for each in aggregate.maps(name)]
-        aggregate.make_room(keys, maps[name], turns)
+        if name in settings.aggregates:
+            aggregate.make_room(settings.aggregates[name], maps[name], turns)
+        else:
+            aggregate.leave_out([maps[name], *turns])
     for name, path in settings.pins.items():
         _reuse(maps[name], path)
 
