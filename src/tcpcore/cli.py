@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TextIO
 
+from tcpcore import __version__
 from tcpcore.errors import TcpcoreError
 from tcpcore.model import net
 from tcpcore.sinks.destination import tell
@@ -45,6 +46,9 @@ def _run(arguments: list[str]) -> int:
 
 def _call(arguments: list[str]) -> int:
     """What typer need not be asked about starts at once."""
+    if arguments == ["--version"]:
+        print(f"tcpcore {__version__}")
+        return 0
     name, *words = arguments
     if name in names() and "_TCPCORE_COMPLETE" not in os.environ:
         from tcpcore.options import Command  # with it comes all that a trace needs

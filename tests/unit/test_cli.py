@@ -235,6 +235,7 @@ def test_what_is_about_no_tool_loads_none(option: str) -> None:
     found = loaded(option, code=0)
     assert not [name for name in found if name.startswith("tcpcore.tools.")]
     assert not {"ctypes", "tcpcore.loader", "tcpcore.session"} & found
+    assert ("typer" in found) == (option == "--help")
 
 
 def test_an_unknown_attribute_of_the_package() -> None:
