@@ -25,7 +25,7 @@ class Counted(NamedTuple):
     aggregate: its name in C. key: the mirror of `struct <struct>`, the aggregate's key. The table's
     row is a subclass of key, with a field for each counter of the value, `struct <struct>_count`,
     and if it is timed a last one for the interval. finish: makes other rows of these; then counters
-    is the mirror of the value.
+    is the mirror of the value. keys: how many there are at most, where that is known.
     """
 
     aggregate: str
@@ -34,6 +34,7 @@ class Counted(NamedTuple):
     timed: bool = False
     finish: Callable[[list[Record]], list[Record]] | None = None
     counters: type[Value] | None = None
+    keys: int | None = None
 
     def __call__(self, program: Attached) -> Rows:
         from tcpcore.model.report import Rows

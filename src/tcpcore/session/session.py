@@ -262,5 +262,5 @@ def _for(tool: Tool, request: Request) -> Tool:
 def _room(of: Counted | Measured, machinery: Machinery) -> int:
     """For so many keys beside that of the rest."""
     if isinstance(of, Counted):
-        return machinery.keys
+        return of.keys or machinery.keys
     return machinery.histograms if of.key else 0

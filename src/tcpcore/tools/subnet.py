@@ -49,7 +49,7 @@ class Traffic(Key):
     interval_ns: fields.Interval
 
 
-def _table(unit: str) -> Table:
+def _table(unit: str, subnets: int | None = None) -> Table:
     title = {"b": "BIT", "k": "KBIT", "m": "MBIT", "B": "B", "K": "KB", "M": "MB"}[unit]
     cells = fields.scaled(12, 0 if unit in "bB" else 2, _UNITS[unit])
     traffic = (
@@ -61,7 +61,7 @@ def _table(unit: str) -> Table:
         columns=(Column("SUBNET", "subnet", 21), *traffic),
         wide=(Column("SUBNET", "subnet", 43), *traffic),
     )
-    return Table(lines, Counted("bytes", Key, struct="subnet", timed=True))
+    return Table(lines, Counted("bytes", Key, struct="subnet", timed=True, keys=subnets))
 
 
 TOOL = Tool(
@@ -93,10 +93,8 @@ def tool(
     stand one a line. unit: of the text; JSON and CSV have bytes."""
     if unit not in _UNITS:
         raise OptionError("unit", f"'{unit}' is none of {', '.join(_UNITS)}")
-    return TOOL._replace(
-        kinds=(_table(unit),),
-        contents={"subnets": _trie(_networks(subnets))},
-    )
+    trie = _trie(_networks(subnets))
+    return TOOL._replace(kinds=(_table(unit, len(trie)),), contents={"subnets": trie})
 
 
 def _networks(given: str) -> list[IPv6Network]:
