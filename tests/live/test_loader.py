@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tcpcore import api, tools
-from tcpcore.loader import aggregate, kernel
+from tcpcore.errors import LibbpfError
+from tcpcore.loader import Attached, aggregate, kernel
 from tcpcore.loader.ffi import libbpf
 from tests.live import harness
 from tests.unit.samples import tool as tool_named
@@ -231,10 +232,18 @@ def test_only_maps_in_use_have_room(tool: str) -> None:
     """The kernel sets up every entry when it makes a hash: a millisecond for 10,000."""
     with api.trace(tool) as events:
         program = events._session.program
-        large = {name for name in program._maps if entries(program.map(name).fd) > 8192}
+        large = {name for name in program._maps if room(program, name) > 8192}
     used = tool_named(tool)
     counted = {each for one in used.counted for each in aggregate.maps(one.aggregate)}
     assert large <= {*used.sockets, *counted, "calls"}  # that one has a thread each
+
+
+def room(program: Attached, name: str) -> int:
+    """None in a map that is not made, as the run does not count."""
+    try:
+        return entries(program.map(name).fd)
+    except LibbpfError:
+        return 0
 
 
 def entries(descriptor: int) -> int:
