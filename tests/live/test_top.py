@@ -159,8 +159,9 @@ def test_sorted_by_what_they_receive() -> None:
 def test_so_many_reports_as_blocks() -> None:
     done = harness.run("top", "0.2", "3", "-p", str(os.getpid()))
     lines = done.stdout.splitlines()
-    assert [line.rstrip() for line in lines[1::2]] == [FACTS.header] * 3
-    assert all(" loadavg: " in line for line in lines[::2])
+    assert [line.rstrip() for line in lines[2::3]] == [FACTS.header] * 3
+    assert all(" loadavg: " in line for line in lines[::3])
+    assert all(line.startswith("rx 0.0 KB/s, ") for line in lines[1::3])
     quiet = harness.run("top", "0.1", "1", "-S", "-p", str(os.getpid()))
     assert quiet.stdout.splitlines() == [FACTS.header]
 

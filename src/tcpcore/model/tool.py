@@ -68,7 +68,7 @@ class Lines(Value):
     """Rows, and how they are shown.
 
     row: a class whose fields are of the kinds in fields.py. columns, wide: of the text table,
-    and with --wide. record: the type of their JSON objects. title: a line above each block of the
+    and with --wide. record: the type of their JSON objects. title: lines above each block of the
     text. ranking: the order of the rows; they are shown in place on a terminal.
     """
 

@@ -95,7 +95,7 @@ class Live(Printer):
         console = Console(
             file=out, width=columns, height=rows, force_terminal=True, color_system=None
         )
-        head = [self._lines.title()] if self._lines.title else []
+        head = self._lines.title().splitlines() if self._lines.title else []
         head.append(self._state())
         for line in head:
             console.print(Text(line, no_wrap=True, overflow="ellipsis"))

@@ -39,7 +39,7 @@ _HELD_BACK = (
 
 def _summary(traffic: Traffic) -> str:
     load = Path("/proc/loadavg").read_text().strip()
-    return f"{time.strftime('%H:%M:%S')} loadavg: {load}  {traffic}"
+    return f"{time.strftime('%H:%M:%S')} loadavg: {load}\n{traffic}"
 
 
 def _table(order: str, rows: int, summary: bool) -> Table:
@@ -80,7 +80,9 @@ def tool(
     sort: Annotated[str, Option("By all, tx or rx.", ("--sort", "-s"))] = "all",
     rows: Annotated[str, Option("So many rows.", ("--rows", "-r"), metavar="N")] = "20",
     noclear: Annotated[bool, Option("Block below block.", ("--noclear", "-C"))] = False,
-    nosummary: Annotated[bool, Option("No line of load and sums.", ("--nosummary", "-S"))] = False,
+    nosummary: Annotated[
+        bool, Option("Without load average and sums.", ("--nosummary", "-S"))
+    ] = False,
 ) -> Tool:
     """period: seconds between two reports, as `interval`. reports: how many. sort: all, tx or rx.
     rows: how many sessions; the others are added up in one. noclear, nosummary: of the text."""
