@@ -80,7 +80,7 @@ class Checkout:
         """The objects for this machine alone, as compiling takes longer than most tests."""
         tools = sorted(x.name.removesuffix(".bpf.c") for x in self.root.glob("bpf/*.bpf.c"))
         objects = (f"src/tcpcore/objects/{tool}.{ARCHITECTURE}.bpf.o" for tool in tools)
-        return self._succeeds("make", "-s", *objects)
+        return self._succeeds("make", "-s", f"-j{os.cpu_count()}", *objects)
 
     def programs(self) -> list[bytes]:
         """Code, data and types (a map is a type); not the lines of source that go with the code."""
