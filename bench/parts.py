@@ -159,7 +159,7 @@ def traffic(setting: Setting) -> Group:
         {
             tool.name: {
                 kind: Cell(
-                    values, 3, tool.target(least=tools.KEPT_OF_TRAFFIC[tool.name]), spread=True
+                    values, 3, tool.target(tools.KEPT_OF_TRAFFIC.get(tool.name)), spread=True
                 )
                 for kind, values in shares.items()
             }

@@ -81,7 +81,7 @@ class Tool:
 
     @property
     def follows_traffic(self) -> bool:
-        return self.name in KEPT_OF_TRAFFIC
+        return (self.name if self.ours else self.choice) in KEPT_OF_TRAFFIC
 
     def command(self, *options: str) -> Sequence[str]:
         return (*TCPCORE, *self.name.split(), *options) if self.ours else (str(_path(self.name)),)
