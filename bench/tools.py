@@ -25,6 +25,8 @@ NS = {"states": 750.0}
 KEPT_OF_TRAFFIC = {"top": 0.98, "subnet": 0.98, "rtt --weight connection": 0.98}
 KEPT_OF_TRAFFIC |= {"rtt": 0.95, "pktlat": 0.95}
 
+OF_ORIGINALS = {"tcptop": ("-C",)}
+"""Options: without a terminal it cannot clear one, and ends."""
 ORIGINALS = Path("/usr/sbin")
 """Of libbpf-tools; it is not on everybody's PATH."""
 
@@ -84,7 +86,9 @@ class Tool:
         return (self.name if self.ours else self.choice) in KEPT_OF_TRAFFIC
 
     def command(self, *options: str) -> Sequence[str]:
-        return (*TCPCORE, *self.name.split(), *options) if self.ours else (str(_path(self.name)),)
+        if self.ours:
+            return (*TCPCORE, *self.name.split(), *options)
+        return (str(_path(self.name)), *OF_ORIGINALS.get(self.name, ()))
 
     def target(self, least: float | None = None, most: float | None = None) -> Target | None:
         """None without limits, and for tools that are not ours."""

@@ -125,6 +125,21 @@ def test_a_writer_that_sleeps_is_its_application() -> None:
     assert all(row["app_limited_ns"] > row["interval_ns"] * 0.5 for row in rows)
 
 
+def test_what_nobody_acknowledges_waits_for_the_network(net: Net) -> None:
+    here, there = net
+    with (
+        tracer("top", "--json", "--netns", here.name, "-i", "0.3") as running,
+        there.entered(),
+        harness.listener(there.address) as server,
+    ):
+        with here.entered():
+            client = harness.connect(*server.getsockname())
+        with client, server.accept()[0], harness.firewall(harness.DATA, "drop"):
+            client.sendall(bytes(500))
+            row = running.wait_for(lambda row: row.get("limit") == "cwnd")
+    assert row["interval_ns"] * 0.5 < row["cwnd_limited_ns"] < row["interval_ns"] * 1.5
+
+
 def test_retransmits_and_round_trips(net: Net) -> None:
     here, there = net
     with tracer("top", "--json", "--netns", here.name, "-i", "60") as running:
