@@ -95,9 +95,7 @@ class Tool:
         return Target(least, most) if self.ours and (least, most) != (None, None) else None
 
     def read(self, output: Path) -> int:
-        """The storm's events in what it printed, with those of listeners; 0 of what has none."""
-        if not self.events:
-            return 0
+        """The storm's events in what it printed, with those of listeners."""
         with output.open("rb") as file:
             return sum(self.count(line) for line in file if ADDRESS.encode() in line)
 

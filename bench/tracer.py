@@ -60,7 +60,8 @@ def run(
         kernel_ns, runs = map(sum, zip(*programs(process.pid).values(), strict=True))
         peak = _peak(process.pid)
         cpu = _stop(process)
-    events = 0 if idle else tool.read(output) - storm.pairs * tool.listener
+    counts = tool.events and not idle
+    events = tool.read(output) - storm.pairs * tool.listener if counts else 0
     return Outcome(rate, events, _lost(errors.read_text()), cpu, peak, kernel_ns, runs)
 
 
