@@ -49,9 +49,8 @@ static __always_inline void *counters_in(void *turns, void *first, const void *k
 {
 	const __u32 only = 0;
 	void *map = bpf_map_lookup_elem(turns, &only) ?: first;
-	void *found;
+	void *found = bpf_map_lookup_elem(map, key);
 
-	found = bpf_map_lookup_elem(map, key);
 	if (found)
 		return found;
 	/* Another CPU, or an interrupt here, may be first; its entry is as good. */

@@ -129,7 +129,7 @@ static __always_inline bool parse(struct conn *start, const struct sockaddr_in6 
 	return true;
 }
 
-/* Where the address that connect() got lies: a system call has not copied it yet. */
+/* Where the address lies that connect() got: in the caller's memory, until a system call copies it. */
 enum memory { KERNEL_MEMORY, USER_MEMORY };
 
 /* What cannot be read stays as it is: zeros. */
@@ -142,35 +142,43 @@ static __always_inline void read_sockaddr(struct sockaddr_in6 *address, const vo
 		bpf_probe_read_kernel(address, size, from);
 }
 
-/*
- * connect() begins to work. Of the address that a system call is given nothing is rejected: a BPF
- * program of the cgroup (BPF_CGROUP_INET4_CONNECT) may still put another one in its place.
- */
-static __always_inline bool enter(struct sock *sk, const void *uaddr, enum memory memory,
-				  const bool direct)
+/* False for what TCP cannot connect to. */
+static __always_inline bool read_peer(struct conn *start, const void *uaddr, enum memory memory)
 {
-	struct entry start = {.part.caller = current_thread()};
 	struct sockaddr_in6 address = {};
 
 	/* An IPv4 address is shorter, and the page may end behind it. */
 	read_sockaddr(&address, uaddr, SOCKADDR_IN_SIZE, memory);
 	if (address.sin6_family == AF_INET6)
 		read_sockaddr(&address, uaddr, sizeof(address), memory);
-	if (!parse(&start.conn, &address))
+	return parse(start, &address);
+}
+
+/* connect() begins to work. */
+static __always_inline bool enter(struct sock *sk, const void *uaddr, const bool direct)
+{
+	struct entry start = {.part.caller = current_thread()};
+
+	if (!read_peer(&start.conn, uaddr, KERNEL_MEMORY))
 		return false;
-	if (memory == KERNEL_MEMORY && !may_want_endpoints(&start.conn))
-		return true;
-	if (want_netns(common_netns(sk)))
+	if (may_want_endpoints(&start.conn) && want_netns(common_netns(sk)))
 		begin(sk, &start, MAP_FULL_IS_LOSS, direct);
 	return true;
 }
 
-static __always_inline void leave(void *ctx, struct sock *sk, int error, const bool direct)
+/* Of the call that is about to return; NULL if another thread made it, whose return was missed. */
+static __always_inline struct entry *entry_of_call(struct sock *sk)
 {
 	struct entry *start = find(sk);
 
-	/* If another thread made the call, its return was missed. */
-	if (!start || start->part.caller != current_thread())
+	return start && start->part.caller == current_thread() ? start : NULL;
+}
+
+static __always_inline void leave(void *ctx, struct sock *sk, int error, const bool direct)
+{
+	struct entry *start = entry_of_call(sk);
+
+	if (!start)
 		return;
 	start->part.caller = 0;
 	if (error)
@@ -272,14 +280,14 @@ SEC("fentry/tcp_v4_connect")
 int BPF_PROG(v4_fentry, struct sock *sk, struct sockaddr *uaddr)
 {
 	if (!is_seen_outside(sk, DIRECT))
-		enter(sk, uaddr, KERNEL_MEMORY, DIRECT);
+		enter(sk, uaddr, DIRECT);
 	return 0;
 }
 
 SEC("fentry/tcp_v6_connect")
 int BPF_PROG(v6_fentry, struct sock *sk, struct sockaddr *uaddr)
 {
-	enter(sk, uaddr, KERNEL_MEMORY, DIRECT);
+	enter(sk, uaddr, DIRECT);
 	return 0;
 }
 
@@ -307,7 +315,7 @@ static __always_inline int checked(void *ctx, struct sock *sk, const void *uaddr
 {
 	if (ret && sk && is_tcp(sk, direct) &&
 	    sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE && is_unconnected(sk) &&
-	    enter(sk, uaddr, KERNEL_MEMORY, direct))
+	    enter(sk, uaddr, direct))
 		leave(ctx, sk, -ret, direct);
 	return 0;
 }
@@ -337,7 +345,7 @@ static __always_inline struct call returned(void)
 static __always_inline int enter_kprobe(struct sock *sk, const void *uaddr)
 {
 	call(sk, uaddr);
-	enter(sk, uaddr, KERNEL_MEMORY, BY_HELPER);
+	enter(sk, uaddr, BY_HELPER);
 	return 0;
 }
 
@@ -417,16 +425,22 @@ CHECKED(tcp_v6_pre_connect, struct sock *, sk, sk, sk)
 /*
  * The whole of connect(2), for kernels without probes. Unlike the functions above it may wait for the
  * answer: then the change of state has told the result before connect(2) returns.
+ *
+ * The address is read when it returns: only then is it sure to be in memory, where a constant of the
+ * program may never have been before the kernel read it. By then nothing is rejected for it: a BPF
+ * program of the cgroup (BPF_CGROUP_INET4_CONNECT) may have put another one in its place.
  */
 static __always_inline int connect_call_enters(__u32 fd, const void *address)
 {
+	struct entry start = {.part.caller = current_thread()};
 	struct sock *sk = sock_of_fd(fd);
 
 	if (!sk || !is_tcp(sk, BY_HELPER) || !is_unconnected(sk) ||
-	    sk_read(sk, __sk_common.skc_state, BY_HELPER) != TCP_CLOSE)
+	    sk_read(sk, __sk_common.skc_state, BY_HELPER) != TCP_CLOSE ||
+	    !want_netns(common_netns(sk)))
 		return 0;
-	if (enter(sk, address, USER_MEMORY, BY_HELPER))
-		call(sk, NULL);
+	begin(sk, &start, MAP_FULL_IS_LOSS, BY_HELPER);
+	call(sk, address);
 	return 0;
 }
 
@@ -439,9 +453,14 @@ static __always_inline bool goes_on(int error)
 static __always_inline int connect_call_returns(void *ctx, int error)
 {
 	struct call call = returned();
+	struct entry *start = call.sk ? entry_of_call(call.sk) : NULL;
 
-	if (call.sk)
+	if (!start)
+		return 0;
+	if (read_peer(&start->conn, call.address, USER_MEMORY))
 		leave(ctx, call.sk, goes_on(error) ? 0 : error, BY_HELPER);
+	else
+		drop(call.sk);
 	return 0;
 }
 

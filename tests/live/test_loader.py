@@ -232,10 +232,13 @@ def test_only_maps_in_use_have_room(tool: str) -> None:
     """The kernel sets up every entry when it makes a hash: a millisecond for 10,000."""
     with api.trace(tool) as events:
         program = events._session.program
-        large = {name for name in program._maps if room(program, name) > 8192}
+        rooms = {name: room(program, name) for name in program._maps}
+        turns = {each for name in aggregate.names(rooms) for each in aggregate.maps(name)}
     used = tool_named(tool)
     counted = {each for one in used.counted for each in aggregate.maps(one.aggregate)}
+    large = {name for name, number in rooms.items() if number > 8192}
     assert large <= {*used.sockets, *counted, "calls"}  # that one has a thread each
+    assert {name for name in turns if rooms[name]} == counted
 
 
 def room(program: Attached, name: str) -> int:

@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 
@@ -218,21 +219,41 @@ def test_a_listener_on_a_mapped_address_is_ipv4() -> None:
     }
 
 
-def test_an_address_at_the_end_of_a_page(attach: str) -> None:
-    """Behind an IPv4 address nothing is readable; the connect fails at once."""
-    page = mmap.PAGESIZE
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    start = libc.mmap(None, 2 * page, mmap.PROT_READ | mmap.PROT_WRITE, 0x22, -1, 0)
-    assert libc.munmap(ctypes.c_void_p(start + page), page) == 0
-    address = struct.pack("=H", socket.AF_INET) + struct.pack("!H", 1006)
-    address += ipaddress.ip_address("255.255.255.255").packed + bytes(8)
-    ctypes.memmove(start + page - len(address), address, len(address))
+NOT_TO_CONNECT_TO = struct.pack("=H", socket.AF_INET) + struct.pack("!H", 1006)
+NOT_TO_CONNECT_TO += ipaddress.ip_address("255.255.255.255").packed + bytes(8)
+
+
+def libc() -> ctypes.CDLL:
+    found = ctypes.CDLL(None, use_errno=True)
+    found.mmap.restype = ctypes.c_void_p
+    found.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    return found
+
+
+def check_that_it_fails_at_once(attach: str, address: int) -> None:
     with tracer("connect", "--json", "--attach", attach) as running:
         with socket.socket() as client:
-            where = ctypes.c_void_p(start + page - len(address))
-            assert libc.connect(client.fileno(), where, len(address)) == -1
+            where = ctypes.c_void_p(address)
+            assert libc().connect(client.fileno(), where, len(NOT_TO_CONNECT_TO)) == -1
         rows = [e for e in running.events() if e["rport"] == 1006]
     assert [e["raddr"] for e in rows] == ["255.255.255.255"]
     assert rows[0]["result"] not in ("ok", "EINPROGRESS")
+
+
+def test_an_address_at_the_end_of_a_page(attach: str) -> None:
+    """Behind an IPv4 address nothing is readable."""
+    page = mmap.PAGESIZE
+    start = libc().mmap(None, 2 * page, mmap.PROT_READ | mmap.PROT_WRITE, 0x22, -1, 0)
+    assert libc().munmap(ctypes.c_void_p(start + page), page) == 0
+    address = start + page - len(NOT_TO_CONNECT_TO)
+    ctypes.memmove(address, NOT_TO_CONNECT_TO, len(NOT_TO_CONNECT_TO))
+    check_that_it_fails_at_once(attach, address)
+
+
+def test_an_address_that_nobody_has_read_yet(attach: str, tmp_path: Path) -> None:
+    """A program's constant: its page is fetched by the first who reads it, which BPF cannot be."""
+    program = tmp_path / "program"
+    program.write_bytes(NOT_TO_CONNECT_TO)
+    with program.open() as file:
+        address = libc().mmap(None, mmap.PAGESIZE, mmap.PROT_READ, 2, file.fileno(), 0)
+    check_that_it_fails_at_once(attach, address)

@@ -345,14 +345,23 @@ def limits_now(*ports: int) -> list[int | None]:
 def test_older_listeners(attach: str) -> None:
     """They are followed with their owner. What was dropped before is not counted."""
     with serving("127.0.0.1", 1) as server, flood(server, 6):
-        harness.until(lambda: queue(server) == 2)
+        harness.until(lambda: queue(server) == 2 and drops(server) >= 4)
+        before = drops(server)
         with tracer("synbl", "--json", "--attach", attach) as running:
             for _ in range(2):
                 server.accept()[0].close()
             with harness.connect(*server.getsockname()):
                 (row,) = rows(running, server)
+        # On a slow machine those who were dropped come again before the tracer has started.
+        since = drops(server) - before
     assert row["pid"] == os.getpid() and row["connections"] >= 1
-    assert row["drops"] < 4
+    assert row["drops"] <= since
+
+
+def drops(server: socket.socket) -> int:
+    """As ss(8) shows them for a socket."""
+    shown = harness.sh(f"ss -Hltnm sport = :{server.getsockname()[1]}")
+    return int(shown.rpartition(",d")[2].rpartition(")")[0])
 
 
 def test_filters(net: Net) -> None:
