@@ -28,6 +28,7 @@ struct call {
 /* Thread to its listen(): what sees the return does not see the arguments. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 16384);
 	__type(key, __u64);
 	__type(value, struct call);
@@ -200,7 +201,7 @@ int BPF_KRETPROBE(mptcp_kretprobe, int ret)
 
 /* Here the backlog is what the program asked for. */
 SEC("tp/syscalls/sys_enter_listen")
-int syscall_enters(struct trace_event_raw_sys_enter *ctx)
+int call_enters(struct syscall_enters *ctx)
 {
 	enter(sock_of_fd(ctx->args[0]), (int)ctx->args[1]);
 	return 0;
@@ -214,7 +215,7 @@ static __always_inline int listen_returns(void *ctx, int ret)
 }
 
 SEC("tp/syscalls/sys_exit_listen")
-int syscall_returns(struct trace_event_raw_sys_exit *ctx)
+int call_returns(struct syscall_returns *ctx)
 {
 	return listen_returns(ctx, ctx->ret);
 }

@@ -72,16 +72,22 @@ struct bpf_raw_tracepoint_args {
 	__u64 args[0];
 };
 
+/*
+ * struct syscall_tp_t of kernel/trace/trace_syscalls.c: what programs at the classic tracepoints of
+ * single system calls get. The record of the trace is another one (trace_event_raw_sys_enter), and
+ * with PREEMPT_RT its arguments are elsewhere.
+ */
+struct syscall_enters {
+	__u64 _common, _number;
+	__u64 args[6];
+};
+
+struct syscall_returns {
+	__u64 _common, _number;
+	__s64 ret;
+};
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-
-/* Contexts of the syscalls' classic tracepoints (include/trace/events/syscalls.h). */
-struct trace_event_raw_sys_enter {
-	unsigned long args[6];
-};
-
-struct trace_event_raw_sys_exit {
-	long ret;
-};
 
 typedef struct {
 	int counter;

@@ -53,13 +53,13 @@ static __always_inline int accept_call_returns(void *ctx, int fd)
 }
 
 SEC("tp/syscalls/sys_exit_accept")
-int accept_returns(struct trace_event_raw_sys_exit *ctx)
+int accept_returns(struct syscall_returns *ctx)
 {
 	return accept_call_returns(ctx, ctx->ret);
 }
 
 SEC("tp/syscalls/sys_exit_accept4")
-int accept4_returns(struct trace_event_raw_sys_exit *ctx)
+int accept4_returns(struct syscall_returns *ctx)
 {
 	return accept_call_returns(ctx, ctx->ret);
 }

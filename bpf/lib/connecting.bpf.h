@@ -37,6 +37,7 @@ struct call {
 /* Thread to its connect(): return probes do not see the function's arguments. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 16384);
 	__type(key, __u64);
 	__type(value, struct call);
@@ -465,13 +466,13 @@ static __always_inline int connect_call_returns(void *ctx, int error)
 }
 
 SEC("tp/syscalls/sys_enter_connect")
-int connect_enters(struct trace_event_raw_sys_enter *ctx)
+int connect_enters(struct syscall_enters *ctx)
 {
 	return connect_call_enters(ctx->args[0], (const void *)ctx->args[1]);
 }
 
 SEC("tp/syscalls/sys_exit_connect")
-int connect_returns(struct trace_event_raw_sys_exit *ctx)
+int connect_returns(struct syscall_returns *ctx)
 {
 	return connect_call_returns(ctx, -ctx->ret);
 }

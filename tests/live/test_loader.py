@@ -241,15 +241,25 @@ def test_only_maps_in_use_have_room(tool: str) -> None:
     assert {name for name in turns if rooms[name]} == counted
 
 
+def test_memory_is_taken_as_a_map_fills() -> None:
+    """Where the kernel has an allocator for that. It would warn otherwise."""
+    with api.trace("connect") as events:
+        program = events._session.program
+        aside = [not int(of_map(program.map(n).fd, "map_flags"), 16) & 1 for n in ("sockets", "calls")]
+    has_allocator = b"\0bpf_mem_alloc\0" in Path("/sys/kernel/btf/vmlinux").read_bytes()
+    assert aside == [not has_allocator] * 2
+
+
 def room(program: Attached, name: str) -> int:
     """None in a map that is not made, as the run does not count."""
     try:
-        return entries(program.map(name).fd)
+        return int(of_map(program.map(name).fd, "max_entries"))
     except LibbpfError:
         return 0
 
 
-def entries(descriptor: int) -> int:
+def of_map(descriptor: int, name: str) -> str:
+    """What the kernel says of a map, proc_pid_fdinfo(5)."""
     lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
-    (number,) = (line.split()[1] for line in lines if line.startswith("max_entries:"))
-    return int(number)
+    (found,) = (line.split()[1] for line in lines if line.startswith(f"{name}:"))
+    return found

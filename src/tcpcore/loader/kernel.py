@@ -25,6 +25,7 @@ _NO_FUNCTION = 1  # BTF's first type is a number
 # include/uapi/linux/bpf.h; r0 = 0; exit
 _PROG_TYPE_TRACING, _TRACE_FENTRY = 26, 24
 _RETURN_0 = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+_MAP_TYPE_USER_RINGBUF = 31
 _CAPABILITIES = {"CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 
 
@@ -177,6 +178,17 @@ def _try_open(path: Path) -> None:
 
 def has_kprobes() -> bool:
     return os.access(KPROBE_PMU, os.F_OK)  # Path.exists() raises where it may not look
+
+
+def can_fill_on_demand() -> bool:
+    """Whether BPF programs may add to a hash whose memory is not set aside when it is made.
+
+    They may since Linux 6.1, which has an allocator for them (7c8199e24fa0, fba1a1c6c912); before,
+    the kernel warned of programs that do. Nothing tells of the allocator but the BTF, in which a
+    search takes longer than what is to be saved. So this asks for a type of map that came with it
+    (583c1f420173).
+    """
+    return bool(libbpf().libbpf_probe_bpf_map_type(_MAP_TYPE_USER_RINGBUF, None) == 1)
 
 
 def cannot(section: str, btf: Btf, types: Sequence[str] = ()) -> str | None:

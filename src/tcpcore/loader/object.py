@@ -7,7 +7,7 @@ import errno
 import os
 import struct
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from pathlib import Path
@@ -26,6 +26,7 @@ from tcpcore.loader.tracefs import tracepoint_id
 
 # include/uapi/linux/bpf.h
 _MAP_TYPE_HASH, _MAP_TYPE_LRU_HASH = 1, 9
+_NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
 _LINK_TYPE_PERF_EVENT = 7
 _PERF_EVENT_KPROBE, _PERF_EVENT_KRETPROBE = 3, 4
 
@@ -355,8 +356,16 @@ def _adjust(
             aggregate.make_room(settings.aggregates[name], maps[name], turns)
         else:
             aggregate.leave_out([maps[name], *turns])
+    if not kernel.can_fill_on_demand():
+        _set_memory_aside(maps.values())
     for name, path in settings.pins.items():
         _reuse(maps[name], path)
+
+
+def _set_memory_aside(maps: Iterable[ffi.MapHandle]) -> None:
+    """All of it when a map is made: it takes memory by the ms, but programs need none later."""
+    for each in maps:
+        libbpf().bpf_map__set_map_flags(each, libbpf().bpf_map__map_flags(each) & ~_NO_PREALLOC)
 
 
 def _attach_slot(
