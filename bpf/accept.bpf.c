@@ -65,14 +65,15 @@ static __always_inline void found_accepted(void *ctx, struct sock *sk, int oldst
 					   const bool owned, const bool direct)
 {
 	struct entry *entry = find(sk);
-	struct owner owner;
+	const struct owner *owner;
+	struct owner other;
 
 	if (!entry || entry->part.progress != QUEUED || !socket_of(sk))
 		return;
-	changing_owner(&owner, entry, sk, oldstate, newstate, owned, direct);
-	if (owner.pid) {
+	owner = changing_owner(&other, entry, sk, oldstate, newstate, owned, direct);
+	if (owner->pid) {
 		entry->part.progress = SHOWN;
-		send(ctx, UNKNOWN_NS, &entry->conn, &owner);
+		send(ctx, UNKNOWN_NS, &entry->conn, owner);
 	} else if (newstate == TCP_CLOSE) {
 		entry->part.progress = GRAFTED;
 	}

@@ -125,9 +125,8 @@ static __always_inline void connecting(struct sock *sk, const bool direct)
 	struct entry entry = {
 		.part = {.start_ns = bpf_ktime_get_ns(), .progress = CONNECTING},
 	};
-	struct owner owner;
 
-	own(&owner, &entry, sk, ROLE_ACTIVE, direct);
+	own(&entry.owner, sk, ROLE_ACTIVE, direct);
 	follow(sk, &entry);
 }
 
@@ -164,7 +163,8 @@ static __always_inline void closed(void *ctx, struct sock *sk, int oldstate, str
 				   const bool owned, const bool direct)
 {
 	const bool followed = entry && entry->part.progress;
-	struct owner owner;
+	const struct owner *owner;
+	struct owner other;
 	struct conn conn;
 
 	if (followed ? entry->part.progress != ESTABLISHED : !target_all || !is_session(oldstate))
@@ -173,10 +173,10 @@ static __always_inline void closed(void *ctx, struct sock *sk, int oldstate, str
 		conn = entry->conn;
 	else if (read_tuple(&conn, sk, TCP_CLOSE, direct) != TUPLE_WANTED)
 		return;
-	changing_owner(&owner, entry, sk, oldstate, TCP_CLOSE, owned, direct);
-	if (owner.wanted)
+	owner = changing_owner(&other, entry, sk, oldstate, TCP_CLOSE, owned, direct);
+	if (owner->wanted)
 		send(ctx, sk, followed ? entry->part.start_ns : 0, reason(sk, oldstate, owned),
-		     &conn, &owner);
+		     &conn, owner);
 }
 
 /* With TCP Fast Open a process may close it before the handshake is over. Its accept was not seen. */
@@ -210,12 +210,11 @@ static __always_inline void closing(struct sock *sk, int oldstate, int newstate,
 				    const bool direct)
 {
 	struct entry *entry = find(sk);
-	struct owner owner;
 
 	if (!entry && oldstate == TCP_SYN_RECV)
 		entry = closed_early(sk, direct);
 	if (entry && owned)
-		own(&owner, entry, sk, ROLE_UNKNOWN, direct);
+		own(&entry->owner, sk, ROLE_UNKNOWN, direct);
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,

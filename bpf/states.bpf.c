@@ -143,7 +143,8 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 	enum tuple tuple = TUPLE_WANTED;
 	struct conn read;
 	const struct conn *conn = &read;
-	struct owner owner;
+	const struct owner *owner;
+	struct owner other;
 	bool shown;
 
 	if (is_rejected(sk, newstate, direct)) {
@@ -163,18 +164,18 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 	barrier_var(conn);
 	if (tuple == TUPLE_REJECTED)
 		return;
-	changing_owner(&owner, entry, sk, oldstate, newstate, owned, direct);
+	owner = changing_owner(&other, entry, sk, oldstate, newstate, owned, direct);
 	if (entry) {
 		/* If it differs, a change was missed: how long the old state lasted is not known. */
 		if (entry->part.state == oldstate)
 			since = entry->part.since_ns;
-		shown = go_on(ctx, sk, entry, now, oldstate, newstate, &owner, conn, tuple);
+		shown = go_on(ctx, sk, entry, now, oldstate, newstate, owner, conn, tuple);
 	} else {
-		shown = begin(sk, now, oldstate, newstate, &owner, conn, tuple);
+		shown = begin(sk, now, oldstate, newstate, owner, conn, tuple);
 	}
-	if (shown && owner.wanted)
+	if (shown && owner->wanted)
 		send(ctx, (__u64)sk, now, since ? now - since : UNKNOWN_NS, oldstate, newstate,
-		     conn, &owner);
+		     conn, owner);
 	if (entry && newstate == TCP_CLOSE)
 		drop(sk);
 }

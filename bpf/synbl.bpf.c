@@ -51,7 +51,7 @@ static __always_inline __u32 limit(struct sock *sk)
 
 static __always_inline __u32 syn_queue(struct sock *sk)
 {
-	return BPF_CORE_READ((struct inet_connection_sock *)sk, icsk_accept_queue.qlen.counter);
+	return BPF_CORE_READ((struct tcp_sock *)sk, inet_conn.icsk_accept_queue.qlen.counter);
 }
 
 /* sk_acceptq_is_full(): one more than the backlog may wait. */
@@ -138,7 +138,6 @@ static __always_inline void comes(struct sock *child)
 static __always_inline void listens(struct sock *sk, const bool direct)
 {
 	struct entry begun = {};
-	struct owner owner;
 
 	if (is_rejected(sk, TCP_LISTEN, direct)) {
 		forget(sk);
@@ -146,7 +145,7 @@ static __always_inline void listens(struct sock *sk, const bool direct)
 	}
 	begin(&begun.part, sk);
 	/* As who opens: also a kernel thread is the owner of what it listens on. */
-	own(&owner, &begun, sk, ROLE_ACTIVE, direct);
+	own(&begun.owner, sk, ROLE_ACTIVE, direct);
 	follow(sk, &begun);
 }
 

@@ -39,9 +39,8 @@ static __always_inline void send(void *ctx, const struct conn *conn, const struc
 static __always_inline void connecting(struct sock *sk, const bool direct)
 {
 	struct entry entry = {};
-	struct owner owner;
 
-	own(&owner, &entry, sk, ROLE_ACTIVE, direct);
+	own(&entry.owner, sk, ROLE_ACTIVE, direct);
 	follow(sk, &entry);
 }
 
@@ -85,17 +84,17 @@ static __always_inline void connected(void *ctx, struct sock *sk, int oldstate, 
 static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct)
 {
 	struct entry *entry = find(sk), new = {};
-	struct owner owner;
+	struct owner *owner = entry ? &entry->owner : &new.owner;
 
 	if (entry && entry->conn.family)
 		new.conn = entry->conn;
 	else if (!read_closed_conn(&new.conn, sk, direct) || !want_conn(&new.conn))
 		return;
-	own(&owner, entry ?: &new, sk, ROLE_PASSIVE, direct);
-	if (owner.wanted)
-		send(ctx, &new.conn, &owner, ACTION_ACCEPT);
+	own(owner, sk, ROLE_PASSIVE, direct);
+	if (owner->wanted)
+		send(ctx, &new.conn, owner, ACTION_ACCEPT);
 	/* After the event: the end comes later. */
-	new.part.progress = owner.wanted ? OPEN : UNSHOWN;
+	new.part.progress = owner->wanted ? OPEN : UNSHOWN;
 	if (entry)
 		entry->part.progress = new.part.progress;
 	else
@@ -126,7 +125,8 @@ static __always_inline void closing(void *ctx, struct sock *sk, int oldstate, in
 {
 	struct entry *entry = find(sk);
 	bool queued = entry && entry->part.progress == QUEUED, had = socket_of(sk);
-	struct owner owner;
+	const struct owner *owner;
+	struct owner other;
 	struct conn conn;
 
 	/* No process ever had it: it waits to be accepted, or never was established. */
@@ -136,23 +136,23 @@ static __always_inline void closing(void *ctx, struct sock *sk, int oldstate, in
 		return;
 	if (entry && !queued && oldstate == TCP_SYN_RECV && entry->part.progress != OPEN)
 		return;
-	changing_owner(&owner, entry, sk, oldstate, newstate, owned, direct);
-	if (queued && !(owned && owner.pid)) {
+	owner = changing_owner(&other, entry, sk, oldstate, newstate, owned, direct);
+	if (queued && !(owned && owner->pid)) {
 		if (newstate == TCP_CLOSE)
 			entry->part.progress = GRAFTED;
 		return;
 	}
 	if (entry)
 		entry->part.progress = UNSHOWN;
-	if (!owner.wanted)
+	if (!owner->wanted)
 		return;
 	if (entry && entry->conn.family)
 		conn = entry->conn;
 	else if (!read_closed_conn(&conn, sk, direct) || !want_conn(&conn))
 		return;
 	if (queued)
-		send(ctx, &conn, &owner, ACTION_ACCEPT);
-	send(ctx, &conn, &owner, ACTION_CLOSE);
+		send(ctx, &conn, owner, ACTION_ACCEPT);
+	send(ctx, &conn, owner, ACTION_CLOSE);
 }
 
 static __always_inline bool concerns(int oldstate, int newstate)

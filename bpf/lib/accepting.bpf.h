@@ -52,14 +52,8 @@ static __always_inline int accept_call_returns(void *ctx, int fd)
 	return sk ? accepts(ctx, sk, BY_HELPER) : 0;
 }
 
-SEC("tp/syscalls/sys_exit_accept")
+SEC("tp/syscalls/sys_exit_accept,sys_exit_accept4")
 int accept_returns(struct syscall_returns *ctx)
-{
-	return accept_call_returns(ctx, ctx->ret);
-}
-
-SEC("tp/syscalls/sys_exit_accept4")
-int accept4_returns(struct syscall_returns *ctx)
 {
 	return accept_call_returns(ctx, ctx->ret);
 }

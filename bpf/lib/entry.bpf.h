@@ -105,39 +105,33 @@ static __always_inline bool is_opened_by_kernel(struct sock *sk, enum role role)
 }
 
 /*
- * Current works on the socket, under its lock: it is the owner from now on, in `owner` and in the
- * entry, which may be NULL. role: what current makes of it, unless unknown.
+ * Current works on the socket, under its lock, and is the owner from now on. owner: of its entry, or
+ * all zeros. role: what current makes of the socket, unless unknown.
  */
-static __always_inline void own(struct owner *owner, struct entry *entry, struct sock *sk,
-				enum role role, const bool direct)
+static __always_inline void own(struct owner *owner, struct sock *sk, enum role role,
+				const bool direct)
 {
-	__builtin_memset(owner, 0, sizeof(*owner));
-	if (entry)
-		*owner = entry->owner;
 	if (role)
 		owner->role = role;
 	/* An owner that was rejected is asked again: its cgroup or a pinned map may have changed. */
 	if (!(owner->wanted && is_current(owner)) &&
 	    (!is_kernel_thread() || is_opened_by_kernel(sk, role)))
 		current_owner(owner, sk, direct);
-	if (entry)
-		entry->owner = *owner;
 }
 
 /* For tools that need accept() for the owner only. unseen: the entry of a socket that has none. */
 static __always_inline void own_accepted(struct sock *sk, struct entry *unseen, const bool direct)
 {
 	struct entry *entry;
-	struct owner owner;
 
 	/* There is nothing more to tell of a closed one. */
 	if (sk_read(sk, __sk_common.skc_state, direct) == TCP_CLOSE)
 		return;
 	entry = find(sk);
 	if (entry) {
-		own(&owner, entry, sk, ROLE_PASSIVE, direct);
+		own(&entry->owner, sk, ROLE_PASSIVE, direct);
 	} else if (common_conn(&unseen->conn, sk, direct) && want_conn(&unseen->conn)) {
-		own(&owner, unseen, sk, ROLE_PASSIVE, direct);
+		own(&unseen->owner, sk, ROLE_PASSIVE, direct);
 		follow(sk, unseen);
 	}
 }
@@ -156,20 +150,27 @@ static __always_inline void kept_owner(struct owner *owner, const struct entry *
 }
 
 /*
- * The owner to show at a state change. owned: a task holds the socket's lock; the change happens
+ * The owner to show at a state change: the entry's where it has one, else `other`. owned: a task holds the socket's lock; the change happens
  * under that lock, so that the task is current. At other hooks, as in the timers of a listener, a
  * task on another CPU may hold the lock.
  */
-static __always_inline void changing_owner(struct owner *owner, struct entry *entry,
-					   struct sock *sk, int oldstate, int newstate,
-					   const bool owned, const bool direct)
+static __always_inline const struct owner *changing_owner(struct owner *other, struct entry *entry,
+							  struct sock *sk, int oldstate,
+							  int newstate, const bool owned,
+							  const bool direct)
 {
-	if (owned && is_act(sk, oldstate, newstate, direct)) {
-		own(owner, entry, sk, ROLE_UNKNOWN, direct);
-		if (owner->pid)
-			return;
-	}
-	kept_owner(owner, entry, sk, direct);
+	struct owner *owner = entry ? &entry->owner : other;
+
+	/* Else clang writes all that follows twice: for an entry, and for none. */
+	barrier_var(owner);
+	__builtin_memset(other, 0, sizeof(*other));
+	if (owned && is_act(sk, oldstate, newstate, direct))
+		own(owner, sk, ROLE_UNKNOWN, direct);
+	if (owner->pid)
+		return owner;
+	unknown_owner(other, sk, direct);
+	other->role = owner->role;
+	return other;
 }
 
 #endif /* TCPCORE_ENTRY_BPF_H */

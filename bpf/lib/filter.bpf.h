@@ -153,18 +153,21 @@ static __always_inline bool is_target_cgroup(__u64 id)
 /* A task matches in the group and in all below it. Any task: iterators see others than current. */
 static __always_inline bool want_cgroup(struct task_struct *task)
 {
-	struct cgroup_subsys_state *css;
 	struct cgroup *cgroup;
+	void *parent;
 
 	if (!target_cgroup_count)
 		return true;
 	cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
-	css = &cgroup->self;
 #pragma clang loop unroll(disable)
-	for (__u32 i = 0; i < MAX_CGROUP_DEPTH && css; i++) {
-		if (is_target_cgroup(BPF_CORE_READ(css, cgroup, kn, id)))
+	for (__u32 i = 0; i < MAX_CGROUP_DEPTH; i++) {
+		if (is_target_cgroup(BPF_CORE_READ(cgroup, kn, id)))
 			return true;
-		css = BPF_CORE_READ(css, parent);
+		parent = BPF_CORE_READ(cgroup, self.parent);
+		if (!parent)
+			break;
+		/* A parent is the `self` of the group above. */
+		cgroup = parent - bpf_core_field_offset(cgroup->self);
 	}
 	return false;
 }

@@ -147,16 +147,14 @@ static __always_inline int change(void *ctx, struct sock *sk, int oldstate, int 
 				  const bool direct)
 {
 	struct seen_changes *seen;
-	bool owned;
 
 	if (!concerns(oldstate, newstate) || !is_tcp(sk, direct))
 		return 0;
 	seen = seen_here();
 	if (!seen)
 		return 0;
-	owned = is_owned(sk, direct);
-	note_change(seen, sk, newstate, owned);
-	transition(ctx, sk, oldstate, newstate, owned, direct);
+	note_change(seen, sk, newstate, is_owned(sk, direct));
+	transition(ctx, sk, oldstate, newstate, is_owned(sk, direct), direct);
 	seen->first_runs = false;
 	return 0;
 }

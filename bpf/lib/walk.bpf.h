@@ -130,9 +130,8 @@ static __always_inline void end(struct sock *sk)
 static __always_inline void connecting(struct sock *sk, const bool direct)
 {
 	struct entry entry = {.part = {.turn = first_turn()}};
-	struct owner owner;
 
-	own(&owner, &entry, sk, ROLE_ACTIVE, direct);
+	own(&entry.owner, sk, ROLE_ACTIVE, direct);
 	follow(sk, &entry);
 }
 
@@ -166,7 +165,7 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 				       const bool owned, const bool direct)
 {
 	struct entry *entry;
-	struct owner owner;
+	struct owner other;
 
 	if (reject(sk, oldstate, newstate, direct))
 		return;
@@ -183,7 +182,7 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 	}
 	entry = find(sk);
 	if (entry)
-		changing_owner(&owner, entry, sk, oldstate, newstate, owned, direct);
+		changing_owner(&other, entry, sk, oldstate, newstate, owned, direct);
 	if (newstate == TCP_CLOSE)
 		end(sk);
 }

@@ -68,7 +68,8 @@ def aliases(name: str) -> set[str]:
 def hooked(name: str) -> set[str]:
     """The kernel's functions and tracepoints at which a tool has programs."""
     sections = object_file(name, "x86").programs
-    return {section.rpartition("/")[2] for section in sections if "/" in section}
+    targets = [section.rpartition("/")[2] for section in sections if "/" in section]
+    return {name for target in targets for name in target.split(",")}
 
 
 def test_each_tool_has_a_page() -> None:

@@ -295,6 +295,15 @@ def test_a_classic_tracepoint_goes_through_a_perf_event(links: FakeLinks) -> Non
     assert links.events[2:] == [("destroy", 107)]
 
 
+def test_one_program_at_two_classic_tracepoints(links: FakeLinks) -> None:
+    with ExitStack() as stack:
+        assert len(loader._attach(stack, "tp/group/name,other", [program(7)])) == 2
+    assert links.events == [
+        ("open", 9), ("attach_perf_event", 7), ("open", 10), ("attach_perf_event", 7),
+        ("destroy", 107), ("destroy", 107),
+    ]  # fmt: skip
+
+
 def test_a_perf_event_that_takes_no_program_is_closed(links: FakeLinks) -> None:
     links.libbpf.bpf_program__attach_perf_event = fails("attach_perf_event", errno.EINVAL)
     with pytest.raises(LibbpfError), ExitStack() as stack:

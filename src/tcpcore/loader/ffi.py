@@ -208,7 +208,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any, Callable[..., Any] | None]] = {
     ),
     "bpf_map_delete_batch": ([c_int, c_char_p, POINTER(c_uint32), c_void_p], c_int, negative),
     "libbpf_num_possible_cpus": ([], c_int, negative),
-    "libbpf_probe_bpf_map_type": ([c_int, c_void_p], c_int, None),
+    "libbpf_probe_bpf_map_type": ([c_int, c_void_p], c_int, negative),
     "bpf_obj_get": ([c_char_p], c_int, negative),
     "bpf_obj_get_info_by_fd": ([c_int, c_void_p, POINTER(c_uint32)], c_int, negative),
     "bpf_prog_test_run_opts": ([c_int, POINTER(TestRunOptions)], c_int, negative),

@@ -188,7 +188,10 @@ def can_fill_on_demand() -> bool:
     search takes longer than what is to be saved. So this asks for a type of map that came with it
     (583c1f420173).
     """
-    return bool(libbpf().libbpf_probe_bpf_map_type(_MAP_TYPE_USER_RINGBUF, None) == 1)
+    try:
+        return bool(libbpf().libbpf_probe_bpf_map_type(_MAP_TYPE_USER_RINGBUF, None))
+    except LibbpfError:  # an old libbpf, which does not know it either
+        return False
 
 
 def cannot(section: str, btf: Btf, types: Sequence[str] = ()) -> str | None:

@@ -494,15 +494,24 @@ def _attach(
     links = []
     for program in programs:
         is_tp = kind == "tp"
-        link = _attach_tp(program, target) if is_tp else libbpf().bpf_program__attach(program)
-        stack.callback(libbpf().bpf_link__destroy, link)
-        links.append(link)
+        for link in _attach_tp(program, target) if is_tp else [libbpf().bpf_program__attach(program)]:
+            stack.callback(libbpf().bpf_link__destroy, link)
+            links.append(link)
     return links
 
 
-def _attach_tp(program: ffi.ProgramHandle, tracepoint: str) -> ffi.LinkHandle:
-    """Attach to the classic tracepoint group/name, for which libbpf wants tracefs mounted."""
-    fd = ffi.open_tracepoint(tracepoint_id(*tracepoint.split("/")))
+def _attach_tp(program: ffi.ProgramHandle, target: str) -> Iterator[ffi.LinkHandle]:
+    """Attach to classic tracepoints, group/name or group/name,name: one program for all of them.
+
+    libbpf itself takes one, and wants tracefs mounted.
+    """
+    group, _, names = target.partition("/")
+    for name in names.split(","):
+        yield _attach_tracepoint(program, group, name)
+
+
+def _attach_tracepoint(program: ffi.ProgramHandle, group: str, name: str) -> ffi.LinkHandle:
+    fd = ffi.open_tracepoint(tracepoint_id(group, name))
     try:
         link: ffi.LinkHandle = libbpf().bpf_program__attach_perf_event(program, fd)
     except LibbpfError:

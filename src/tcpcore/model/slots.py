@@ -40,7 +40,7 @@ ACCEPTING = (
         (
             Way(("fentry/security_sock_graft",), types=_GRAFT),
             Way(("kprobe/security_sock_graft",)),
-            Way(("tp/syscalls/sys_exit_accept", "tp/syscalls/sys_exit_accept4")),
+            Way(("tp/syscalls/sys_exit_accept,sys_exit_accept4",)),
         ),
     ),
     compat("accept()", "sys_exit"),
