@@ -20,7 +20,8 @@ struct entry {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC); /* if the kernel is fit for it: can_fill_on_demand() */
+	__uint(map_flags,
+	       BPF_F_NO_PREALLOC); /* if the kernel is fit for it: can_fill_on_demand() */
 	__uint(max_entries, 65536);
 	__type(key, __u64); /* struct sock * */
 	__type(value, struct entry);

@@ -9,13 +9,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from tcpcore.errors import OptionError, UsageError
 from tcpcore.model.option import Argument, Option
-from tcpcore.model.value import Value
 from tcpcore.request.request import OPTIONS, Request, request
 from tcpcore.session.run import Output, run
+from tcpcore.value import Value
 
 _WHO, _WHERE, _SHOW, _WHEN, _HOW = "Who", "Where", "Output", "When", "Machinery"
 
@@ -164,7 +164,7 @@ class Common(Value):
         )
 
 
-class Parameter(NamedTuple):
+class Parameter(Value):
     """Something that can be said to a tool. kind: bool, int (how often it was said), Path, str or
     list[str]; a float comes as text, as tool() tells what is no number."""
 

@@ -245,7 +245,9 @@ def test_memory_is_taken_as_a_map_fills() -> None:
     """Where the kernel has an allocator for that. It would warn otherwise."""
     with api.trace("connect") as events:
         program = events._session.program
-        aside = [not int(of_map(program.map(n).fd, "map_flags"), 16) & 1 for n in ("sockets", "calls")]
+        aside = [
+            not int(of_map(program.map(n).fd, "map_flags"), 16) & 1 for n in ("sockets", "calls")
+        ]
     has_allocator = b"\0bpf_mem_alloc\0" in Path("/sys/kernel/btf/vmlinux").read_bytes()
     assert aside == [not has_allocator] * 2
 

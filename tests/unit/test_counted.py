@@ -12,7 +12,7 @@ from tcpcore.model import fields
 from tcpcore.model.counted import Counted, Measured
 from tcpcore.model.histogram import Histogram
 from tcpcore.model.report import MOST_ROWS
-from tcpcore.model.value import Value
+from tcpcore.value import Value
 from tests.unit.samples import address
 
 THERE = "198.51.100.7"

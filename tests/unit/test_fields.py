@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpcore.model import fields, net
-from tcpcore.model.value import Value
 from tcpcore.sinks import ndjson
+from tcpcore.value import Value
 from tests.unit.samples import ROOT, address, comm
 
 

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from tcpcore.model.value import Value
+from tcpcore.value import Value
 
 
 class Point(Value):

@@ -7,17 +7,19 @@ import zlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
+
+from tcpcore.value import Value
 
 
-class Symbol(NamedTuple):
+class Symbol(Value):
     """A global variable: where it lies in its section, in bytes."""
 
     offset: int
     size: int
 
 
-class Struct(NamedTuple):
+class Struct(Value):
     """A C struct's layout in bytes: its size, and (offset, size) of each member by name."""
 
     size: int
@@ -53,7 +55,7 @@ Variables = dict[str, dict[str, tuple[int, int]]]
 """Section to variable to (offset, size)."""
 
 
-class _Contents(NamedTuple):
+class _Contents(Value):
     variables: Variables
     programs: dict[str, list[str]]
     btf: bytes

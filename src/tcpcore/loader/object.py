@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 from tcpcore.errors import LibbpfError, TcpcoreError, UsageError
 from tcpcore.loader import aggregate, ffi, kernel
@@ -23,6 +22,7 @@ from tcpcore.loader.map import Map
 from tcpcore.loader.perf import PerfBuffer, RingSize, perf_buffer
 from tcpcore.loader.plan import Plan, Slot, Use, exhausted, narrowed
 from tcpcore.loader.tracefs import tracepoint_id
+from tcpcore.value import Value
 
 # include/uapi/linux/bpf.h
 _MAP_TYPE_HASH, _MAP_TYPE_LRU_HASH = 1, 9
@@ -31,7 +31,7 @@ _LINK_TYPE_PERF_EVENT = 7
 _PERF_EVENT_KPROBE, _PERF_EVENT_KRETPROBE = 3, 4
 
 
-class Settings(NamedTuple):
+class Settings(Value):
     """What the caller sets between open and load.
 
     rodata: values of .rodata variables by name: an int (or bool) for a scalar, bytes for an array
@@ -494,7 +494,9 @@ def _attach(
     links = []
     for program in programs:
         is_tp = kind == "tp"
-        for link in _attach_tp(program, target) if is_tp else [libbpf().bpf_program__attach(program)]:
+        for link in (
+            _attach_tp(program, target) if is_tp else [libbpf().bpf_program__attach(program)]
+        ):
             stack.callback(libbpf().bpf_link__destroy, link)
             links.append(link)
     return links

@@ -14,12 +14,13 @@ import re
 import select
 import struct
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 from tcpcore.errors import LibbpfError, PrivilegeError, TcpcoreError
 from tcpcore.loader import ffi
 from tcpcore.loader.ffi import libbpf
 from tcpcore.loader.lifetime import Lifetime
+from tcpcore.value import Value
 
 Record = tuple[Any, ...]
 
@@ -212,7 +213,7 @@ _UNUSED = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 )
 
 
-class RingSize(NamedTuple):
+class RingSize(Value):
     """Bytes per CPU, rounded up to a power of two pages. least: what will do as well."""
 
     wanted: int

@@ -9,7 +9,6 @@ import errno
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from tcpcore.errors import (
     LibbpfError,
@@ -20,6 +19,7 @@ from tcpcore.errors import (
 )
 from tcpcore.loader import kernel
 from tcpcore.loader.tracefs import TracefsError
+from tcpcore.value import Value
 
 # The kind of an ELF section to what --attach calls a way of its kind.
 _NAMES = {"fexit": "fentry", "kretprobe": "kprobe", "tp": "tracepoint"}
@@ -27,7 +27,7 @@ _NAMES = {"fexit": "fentry", "kretprobe": "kprobe", "tp": "tracepoint"}
 _TRACEPOINTS = ("tp_btf", "raw_tp", "tracepoint")
 
 
-class Way(NamedTuple):
+class Way(Value):
     """Programs that together see what a slot is about, by ELF section.
 
     sections: attached in this order, each must attach.
@@ -60,7 +60,7 @@ class Way(NamedTuple):
         return kernel.cannot(section, btf, self.types.get(section.partition("/")[2], ()))
 
 
-class Slot(NamedTuple):
+class Slot(Value):
     """Something to see. name: in messages. ways: to see it, best first.
 
     required: the tool is nothing without it. beside: the name of a slot before this one, which the
@@ -74,7 +74,7 @@ class Slot(NamedTuple):
     beside: str = ""
 
 
-class Refusal(NamedTuple):
+class Refusal(Value):
     """A way that this kernel does not take, and the reason in one line."""
 
     slot: Slot
@@ -85,7 +85,7 @@ class Refusal(NamedTuple):
         return f"{self.slot.name}: {self.way.name}: {self.reason}"
 
 
-class Use(NamedTuple):
+class Use(Value):
     """How a slot is seen. way: None where it is not.
 
     optional: those of the way's optional sections that nothing speaks against. absent: the others,

@@ -7,19 +7,20 @@ its fields are blank: KeyAddress shows `other`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from tcpcore.loader import Attached
+from tcpcore.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tcpcore.loader.perf import Record
     from tcpcore.model.report import Distributions, Rows
-    from tcpcore.model.value import Value
+    from tcpcore.value import Value
 
 
-class Counted(NamedTuple):
+class Counted(Value):
     """Rows of a table.
 
     aggregate: its name in C. key: the mirror of `struct <struct>`, the aggregate's key. The table's
@@ -43,7 +44,7 @@ class Counted(NamedTuple):
         return Rows(self.key, take, self.timed, self.finish)
 
 
-class Measured(NamedTuple):
+class Measured(Value):
     """Histograms, whose values in C are a `struct histogram`.
 
     measure, unit: as in Histogram. aggregate, key, struct: as in Counted. Without a key there is

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tcpcore.model import fields
-from tcpcore.model.value import Value
+from tcpcore.value import Value
 
 
 class ConnectionEvent(Value):

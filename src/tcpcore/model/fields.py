@@ -6,11 +6,11 @@ A tool's Event is a Value of these; its field order is the C struct's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from tcpcore.loader.perf import Layout
 from tcpcore.model import net
-from tcpcore.model.value import Value
+from tcpcore.value import Value
 
 Column = Sequence[Any]
 """One field of every record of a batch: conversions take it whole, so that the loops run in C."""
@@ -41,7 +41,7 @@ def text(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-class Kind(NamedTuple):
+class Kind(Value):
     """code: of the struct module. value: from C to Python; None is unknown. text: of a value.
 
     few: the values repeat, so that their conversions are cached. secret: a file with such values is

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from tcpcore.model.value import Value
+from tcpcore.value import Value
 
 
 class Bucket(NamedTuple):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from tcpcore.value import Value
 
 Examples = tuple[tuple[str, str], ...]
 """At the end of a tool's help: its name with arguments, and what that does."""
 
 
-class Option(NamedTuple):
+class Option(Value):
     """help: a line. names: on the command line; `--` and the parameter's name by default. panel: of
     the help; None for a tool's own. metavar: what the help calls the value."""
 
@@ -18,7 +18,7 @@ class Option(NamedTuple):
     metavar: str | None = None
 
 
-class Argument(NamedTuple):
+class Argument(Value):
     """A parameter without a name on the command line. metavar: what the help calls it."""
 
     help: str

@@ -12,7 +12,7 @@ from tcpcore.model.histogram import Histogram
 
 if TYPE_CHECKING:
     from tcpcore.model.counted import Measured
-    from tcpcore.model.value import Value
+    from tcpcore.value import Value
 
 MOST_ROWS = 4096
 """Of a report, whose length the traced host decides: the rest is one row, named `other`."""

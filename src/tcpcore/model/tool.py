@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tcpcore.loader import Attached, Slot
 from tcpcore.loader.perf import Record
 from tcpcore.model.counted import Counted, Measured
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.fields import Convert
-from tcpcore.model.value import Value
+from tcpcore.value import Value
 
 if TYPE_CHECKING:
     from tcpcore.model.histogram import Histogram
@@ -33,7 +33,7 @@ class Derive(Protocol):
     def lost(self) -> int: ...
 
 
-class Column(NamedTuple):
+class Column(Value):
     """A column of the text table.
 
     title: its heading. field: of the row. width: in characters; longer cells push the line, as
@@ -80,7 +80,7 @@ class Lines(Value):
     ranking: Ranking | None = None
 
 
-class Sweep(NamedTuple):
+class Sweep(Value):
     """Rows that BPF sends only when user space asks for them.
 
     map: their sockets. section: the program that user space calls for each. changed: a counter;
@@ -95,7 +95,7 @@ class Sweep(NamedTuple):
 # The four kinds of what a tool shows. A tool may have two of them.
 
 
-class Stream(NamedTuple):
+class Stream(Value):
     """Events, a line each as they come."""
 
     lines: Lines
@@ -109,7 +109,7 @@ class Counts(Protocol):
     def take(self) -> list[Record]: ...
 
 
-class Table(NamedTuple):
+class Table(Value):
     """Counters by key: a block for each --interval, and one at the end.
 
     counts: made with the trace. Counted: in the kernel, which sends no events then.
@@ -127,7 +127,7 @@ class Measures(Protocol):
     def take(self) -> list[Histogram]: ...
 
 
-class Histograms(NamedTuple):
+class Histograms(Value):
     """Log2 buckets by key: a block for each --interval, and one at the end.
 
     measures: made with the trace. Measured: in the kernel. summary: text has their average and
@@ -138,7 +138,7 @@ class Histograms(NamedTuple):
     summary: bool = False
 
 
-class Snapshot(NamedTuple):
+class Snapshot(Value):
     """What is there at the end of the trace. rows: how it is asked for; they are events."""
 
     lines: Lines

@@ -5,18 +5,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tcpcore.errors import OptionError
 from tcpcore.loader import Slot
 from tcpcore.model.slots import THREAD_EXITS
 from tcpcore.model.tool import Rodata
+from tcpcore.value import Value
 
 if TYPE_CHECKING:
     from ipaddress import IPv6Network
 
 
-class Filters(NamedTuple):
+class Filters(Value):
     """Only sockets that match. Empty: no such filter.
 
     pid, uid: numbers. comm: task names. family: AF_INET, AF_INET6 or 0. lport, rport: ports.

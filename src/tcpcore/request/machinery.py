@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 from tcpcore.loader import RingSize, Slot
+from tcpcore.value import Value
 
 
 def default_buffer() -> int:
@@ -19,7 +19,7 @@ def default_buffer() -> int:
     return max(512 << 10, min(2 << 20, (32 << 20) // cpus))
 
 
-class Machinery(NamedTuple):
+class Machinery(Value):
     """How to trace.
 
     buffer: bytes per CPU; None: the default, or as much of it as the kernel gives. map_size:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from tcpcore.errors import OptionError
-from tcpcore.model.value import Value
 from tcpcore.request import places, values
 from tcpcore.request.filters import Filters
 from tcpcore.request.machinery import Machinery
+from tcpcore.value import Value
 
 MAX_PID = 1 << 22  # include/linux/threads.h, PID_MAX_LIMIT
 
@@ -69,7 +69,7 @@ class Limits(Value):
     interval: float | None = None
 
 
-class Request(NamedTuple):
+class Request(Value):
     """filters: which sockets. limits: when to stop. machinery: how to trace."""
 
     filters: Filters = Filters()

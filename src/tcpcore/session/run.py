@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
 
 from tcpcore.errors import LostError, OptionError, TcpcoreError
 from tcpcore.loader import ffi
@@ -25,9 +24,10 @@ from tcpcore.sinks.form import Style
 from tcpcore.sinks.histogram import can_draw_blocks
 from tcpcore.sinks.printer import Printer
 from tcpcore.sinks.table import Text
+from tcpcore.value import Value
 
 
-class Output(NamedTuple):
+class Output(Value):
     """Options that only the command line has.
 
     style: "table", "json" or "csv". wide, timestamp, time: of the table. heatmap: histograms as a

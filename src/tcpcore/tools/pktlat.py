@@ -17,8 +17,8 @@ from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.option import Argument, Option
 from tcpcore.model.slots import TRANSITIONS
 from tcpcore.model.tool import Histograms, Lines, Rodata, Stream, Tool
-from tcpcore.model.value import Value
 from tcpcore.request.values import decimal
+from tcpcore.value import Value
 
 
 class Event(ConnectionEvent):

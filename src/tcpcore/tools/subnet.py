@@ -17,8 +17,8 @@ from tcpcore.model.counted import Counted
 from tcpcore.model.option import Option
 from tcpcore.model.slots import ACCEPTING, TRANSITIONS, WALK, optional
 from tcpcore.model.tool import Column, Lines, Table, Tool
-from tcpcore.model.value import Value
 from tcpcore.request import prefixes
+from tcpcore.value import Value
 
 _PRIVATE = (
     "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,0.0.0.0/0,::1,fc00::/7,fe80::/10,::/0"

@@ -9,7 +9,7 @@ from tcpcore.model import columns as col
 from tcpcore.model import fields
 from tcpcore.model.counted import Counted
 from tcpcore.model.tool import Column, Lines, Table
-from tcpcore.model.value import Value
+from tcpcore.value import Value
 
 
 class Key(Value):

@@ -10,7 +10,7 @@ from tcpcore.model import columns as col
 from tcpcore.model import fields
 from tcpcore.model.report import MOST_ROWS
 from tcpcore.model.tool import Column, Lines, Records
-from tcpcore.model.value import Value
+from tcpcore.value import Value
 
 _Key = tuple[int, bytes, int]  # family, address and port, as in the record
 

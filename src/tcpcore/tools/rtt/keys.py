@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 from tcpcore.errors import OptionError
 from tcpcore.model import fields
 from tcpcore.model.tool import Rodata
-from tcpcore.model.value import Value
+from tcpcore.value import Value
 
 
 class Key(Value):

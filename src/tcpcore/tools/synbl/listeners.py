@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from tcpcore.loader.perf import Record
 from tcpcore.model import fields
 from tcpcore.model.tool import Records
-from tcpcore.model.value import Value
+from tcpcore.value import Value
 
 _Id = tuple[int, int]  # the socket, and when it was followed: its address is used again
 _Told = dict[str, Any]  # an event's fields, or a row's, by name; all raw

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from tcpcore.loader.perf import Record
 from tcpcore.model import clock, fields
 from tcpcore.model.tool import Ranking
-from tcpcore.model.value import Value
+from tcpcore.value import Value
 
 
 class Key(Value):

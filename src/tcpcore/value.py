@@ -17,7 +17,7 @@ class Value:
     """What a frozen dataclass is, for type checkers too: its fields are the annotated names.
 
     Every start of a tool makes some. Importing dataclasses takes 10 ms, as it imports inspect, and
-    the methods that it writes for each class another 3: a sixth of the start.
+    the methods that it writes for each class another 10; named tuples would take 2.
     """
 
     _fields: ClassVar[tuple[str, ...]] = ()
