@@ -31,7 +31,7 @@ def test_calls_that_can_fail_are_checked() -> None:
     """int and pointers carry errors; those without a checker are the ones that cannot fail."""
     unchecked = {name for name, (_, _, check) in ffi.SIGNATURES.items() if check is None}
     assert unchecked <= {
-        "libbpf_set_print", "libbpf_version_string", "bpf_object__close",
+        "libbpf_set_print", "libbpf_version_string", "bpf_object__close", "bpf_map__type",
         "bpf_object__next_program", "bpf_program__section_name", "bpf_map__key_size",
         "bpf_map__value_size", "bpf_map__map_flags", "btf__type_by_id", "btf__free",
         "perf_buffer__free", "perf_buffer__buffer_cnt",

@@ -191,6 +191,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any, Callable[..., Any] | None]] = {
     "bpf_map__inner_map": ([_MAP], _MAP, null),
     "bpf_map__set_autocreate": ([_MAP, ctypes.c_bool], c_int, negative),
     "bpf_map__set_max_entries": ([_MAP, c_uint32], c_int, negative),
+    "bpf_map__type": ([_MAP], c_int, None),
     "bpf_map__map_flags": ([_MAP], c_uint32, None),
     "bpf_map__set_map_flags": ([_MAP, c_uint32], c_int, negative),
     "bpf_map__set_type": ([_MAP, c_int], c_int, negative),

@@ -363,9 +363,11 @@ def _adjust(
 
 
 def _set_memory_aside(maps: Iterable[ffi.MapHandle]) -> None:
-    """All of it when a map is made: it takes memory by the ms, but programs need none later."""
+    """All that a hash can fill, when it is made. Other types cannot: a trie must not (EINVAL)."""
     for each in maps:
-        libbpf().bpf_map__set_map_flags(each, libbpf().bpf_map__map_flags(each) & ~_NO_PREALLOC)
+        if libbpf().bpf_map__type(each) == _MAP_TYPE_HASH:
+            flags = libbpf().bpf_map__map_flags(each)
+            libbpf().bpf_map__set_map_flags(each, flags & ~_NO_PREALLOC)
 
 
 def _attach_slot(
