@@ -283,6 +283,16 @@ static __always_inline bool is_tuple_filtered(void)
 	       target_laddr_count || target_raddr_count;
 }
 
+/* The ports are the least to read, and as long as there is one it is the connection's. */
+static __always_inline bool has_rejected_port(struct sock *sk, const bool direct)
+{
+	__u16 lport = target_lport_set ? sk_read(sk, __sk_common.skc_num, direct) : 0;
+	__u16 rport = target_rport_set ? bpf_ntohs(sk_read(sk, __sk_common.skc_dport, direct)) : 0;
+
+	return (lport && !in_bitmap(target_lport, lport)) ||
+	       (rport && !in_bitmap(target_rport, rport));
+}
+
 /*
  * Asked before any map: where there is a filter, most sockets are of no interest. Without one this
  * is no code at all.
@@ -291,7 +301,8 @@ static __always_inline bool is_rejected(struct sock *sk, int state, const bool d
 {
 	struct conn conn;
 
-	return is_tuple_filtered() && read_tuple(&conn, sk, state, direct) == TUPLE_REJECTED;
+	return is_tuple_filtered() && (has_rejected_port(sk, direct) ||
+				       read_tuple(&conn, sk, state, direct) == TUPLE_REJECTED);
 }
 
 /* A socket that leaves one of these states may have been followed while its tuple was incomplete. */
