@@ -18,10 +18,10 @@ struct entry {
 	struct part part;
 };
 
+/* Takes memory as it fills, if the kernel is fit for that: loader/kernel.py, can_fill_on_demand(). */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags,
-	       BPF_F_NO_PREALLOC); /* if the kernel is fit for it: can_fill_on_demand() */
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 65536);
 	__type(key, __u64); /* struct sock * */
 	__type(value, struct entry);
@@ -151,9 +151,9 @@ static __always_inline void kept_owner(struct owner *owner, const struct entry *
 }
 
 /*
- * The owner to show at a state change: the entry's where it has one, else `other`. owned: a task holds the socket's lock; the change happens
- * under that lock, so that the task is current. At other hooks, as in the timers of a listener, a
- * task on another CPU may hold the lock.
+ * The owner to show at a state change: the entry's where it has one, else `other`. owned: a task
+ * holds the socket's lock; the change happens under that lock, so that the task is current. At other
+ * hooks, as in the timers of a listener, a task on another CPU may hold the lock.
  */
 static __always_inline const struct owner *changing_owner(struct owner *other, struct entry *entry,
 							  struct sock *sk, int oldstate,

@@ -153,6 +153,10 @@ static __always_inline int change(void *ctx, struct sock *sk, int oldstate, int 
 	seen = seen_here();
 	if (!seen)
 		return 0;
+	/*
+	 * Read twice: what a branch was taken on is a constant to the verifier, which would follow all
+	 * of the rest once for each value.
+	 */
 	note_change(seen, sk, newstate, is_owned(sk, direct));
 	transition(ctx, sk, oldstate, newstate, is_owned(sk, direct), direct);
 	seen->first_runs = false;

@@ -492,16 +492,20 @@ def _select_programs(
 def _attach(
     stack: ExitStack, section: str, programs: Sequence[ffi.ProgramHandle]
 ) -> list[ffi.LinkHandle]:
-    kind, _, target = section.partition("/")
     links = []
     for program in programs:
-        is_tp = kind == "tp"
-        for link in (
-            _attach_tp(program, target) if is_tp else [libbpf().bpf_program__attach(program)]
-        ):
+        for link in _links(program, section):
             stack.callback(libbpf().bpf_link__destroy, link)
             links.append(link)
     return links
+
+
+def _links(program: ffi.ProgramHandle, section: str) -> Iterator[ffi.LinkHandle]:
+    kind, _, target = section.partition("/")
+    if kind == "tp":
+        yield from _attach_tp(program, target)
+    else:
+        yield libbpf().bpf_program__attach(program)
 
 
 def _attach_tp(program: ffi.ProgramHandle, target: str) -> Iterator[ffi.LinkHandle]:
