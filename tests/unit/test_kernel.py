@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -14,7 +15,14 @@ import pytest
 
 from tcpcore.errors import LibbpfError, UsageError
 from tcpcore.loader import ffi, kernel
+from tcpcore.model.enums import KernelEnum, look_up
 from tests.unit.samples import ARCHITECTURES, TOOLS, object_file
+
+
+class Parameter(ctypes.Structure):
+    """struct btf_param, include/uapi/linux/btf.h."""
+
+    _fields_: ClassVar = [("name_off", ctypes.c_uint32), ("type", ctypes.c_uint32)]
 
 
 class FakeTypes:
@@ -51,7 +59,7 @@ class FakeTypes:
         parameters = self.PARAMETERS.get(number, [])
 
         class Made(ctypes.Structure):
-            _fields_ = [("head", ffi.BtfType), ("tail", ffi.BtfParameter * len(parameters))]
+            _fields_ = [("head", ffi.BtfType), ("tail", Parameter * len(parameters))]
 
         made = Made((number, kind << 24 | len(parameters), type))
         for i, parameter in enumerate(parameters):
@@ -133,6 +141,59 @@ def test_types_that_cannot_be_read_are_a_reason(types: FakeTypes) -> None:
     assert kernel.cannot("fentry/f", kernel.Btf(), ["int"]) == (
         "no kernel BTF (btf__load_vmlinux_btf: Invalid argument)"
     )
+
+
+def btf_file(path: Path, *enums: tuple[str, str, dict[str, int]]) -> Path:
+    """BTF with these enums: the values' format, the name, the values by name."""
+    names, types = b"\0", b""
+
+    def place(name: str) -> int:
+        nonlocal names
+        at, names = len(names), names + name.encode() + b"\0"
+        return at
+
+    for value_format, name, values in enums:
+        kind, size = {"I": (6, 4), "Q": (19, 8)}[value_format]
+        types += struct.pack("=III", place(name), kind << 24 | len(values), size)
+        for each, value in values.items():
+            types += struct.pack(f"=I{value_format}", place(each), value)
+    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names))
+    path.write_bytes(header + types + names)
+    return path
+
+
+def test_names_of_an_enum(tmp_path: Path) -> None:
+    """Of two names of a value the first one, which is no mark of an end (`FEW_MAX = FEW_B`)."""
+    few = {"FEW_A": 0, "FEW_B": 7, "FEW_MAX": 7, "FEW_LAST": (1 << 32) - 1}
+    file = btf_file(tmp_path / "btf", ("I", "few", few), ("Q", "wide", {"WIDE": 1 << 40 | 2}))
+    with contextlib.closing(kernel.Btf(file)) as btf:
+        assert btf.enumerators("few") == {0: "FEW_A", 7: "FEW_B", (1 << 32) - 1: "FEW_LAST"}
+        assert btf.enumerators("wide") == {1 << 40 | 2: "WIDE"}
+        assert btf.enumerators("absent") is None
+
+
+def test_a_kernel_enum_shows_a_number_that_has_no_name(tmp_path: Path) -> None:
+    reasons, absent = KernelEnum("reason", "REASON_"), KernelEnum("absent")
+    assert reasons(1) == "1"
+    file = btf_file(tmp_path / "btf", ("I", "reason", {"REASON_NONE": 0, "REASON_FLAGS": 1}))
+    look_up([reasons, absent, reasons], file)
+    assert [reasons(raw) for raw in range(3)] == ["NONE", "FLAGS", "2"]
+    assert absent(1) == "1"
+    # Another trace with another file, of which nothing may be left from the first one.
+    look_up([reasons], btf_file(tmp_path / "other", ("I", "reason", {"REASON_OTHER": 1})))
+    assert [reasons(raw) for raw in range(2)] == ["0", "OTHER"]
+
+
+def test_without_btf_there_are_numbers(types: FakeTypes) -> None:
+    types.unreadable = errno.ENOENT
+    reasons = KernelEnum("reason")
+    look_up([reasons], None)
+    assert reasons(1) == "1"
+
+
+def test_a_tool_without_enums_reads_no_types(types: FakeTypes) -> None:
+    look_up((), None)
+    assert types.read == 0
 
 
 def refusing(number: int) -> Any:

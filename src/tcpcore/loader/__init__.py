@@ -4,12 +4,14 @@ Knows nothing of TCP and works without the rest of tcpcore. The phases keep libb
 """
 
 from tcpcore.loader.elf import ObjectFile
+from tcpcore.loader.kernel import Btf
 from tcpcore.loader.object import Attached, Settings, attached
 from tcpcore.loader.perf import Layout, PerfBuffer, RingSize
 from tcpcore.loader.plan import Slot, Way
 
 __all__ = [
     "Attached",
+    "Btf",
     "Layout",
     "ObjectFile",
     "PerfBuffer",

@@ -135,12 +135,6 @@ class BtfType(ctypes.Structure):
     _fields_ = [("name_off", c_uint32), ("info", c_uint32), ("type", c_uint32)]
 
 
-class BtfParameter(ctypes.Structure):
-    """struct btf_param, include/uapi/linux/btf.h."""
-
-    _fields_ = [("name_off", c_uint32), ("type", c_uint32)]
-
-
 def _raise(call: str, number: int) -> None:
     # The kernel leaks its internal ENOTSUPP (524) here and there; strerror does not know it.
     said, log.lines = log.lines, []  # it is this call's: the next failure has another cause

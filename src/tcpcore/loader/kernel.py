@@ -18,7 +18,11 @@ VMLINUX_BTF = Path("/sys/kernel/btf/vmlinux")
 KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
 
 # include/uapi/linux/btf.h
-_KIND_PTR, _KIND_TYPEDEF, _KIND_FUNC, _KIND_FUNC_PROTO = 2, 8, 12, 13
+_KIND_PTR, _KIND_ENUM, _KIND_TYPEDEF, _KIND_FUNC, _KIND_FUNC_PROTO = 2, 6, 8, 12, 13
+_KIND_ENUM64 = 19
+# struct btf_enum; struct btf_enum64, whose value is in two halves (Linux 6.0).
+_ENUMERATORS = {_KIND_ENUM: struct.Struct("=II"), _KIND_ENUM64: struct.Struct("=IQ")}
+_PARAMETER = struct.Struct("=II")  # struct btf_param
 _TAGS = {4: "struct", 5: "union", 6: "enum", 7: "struct", 19: "enum"}
 _QUALIFIERS = (9, 10, 11, 18)  # volatile, const, restrict, type tags
 _NO_FUNCTION = 1  # BTF's first type is a number
@@ -31,9 +35,10 @@ _CAPABILITIES = {"CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 
 class Btf:
     """The kernel's own type information. It is read when it is first asked, and not again: what was
-    asked is remembered."""
+    asked is remembered. file: the kernel's, where the kernel itself has none."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
         self._handle: ffi.BtfHandle | None = None
         self._functions: dict[str, int | None] = {}
         self._types: dict[str, tuple[str, ...] | None] = {}
@@ -55,6 +60,16 @@ class Btf:
             self._types[name] = None if prototype is None else self._parameters(prototype)
         return self._types[name]
 
+    def enumerators(self, name: str) -> dict[int, str] | None:
+        """The names of an enum's values, negative ones as unsigned; None if there is no such enum.
+
+        Of several names of a value the first one. Raises LibbpfError as types() does.
+        """
+        for kind, layout in _ENUMERATORS.items():
+            if (found := self._find(name, kind)) is not None:
+                return {value: self._name(at) for at, value in self._behind(found, layout)[::-1]}
+        return None
+
     def fentry_refusal(self, function: str) -> str | None:
         """Why the kernel takes no fentry or fexit program at a function; None if it does.
 
@@ -65,7 +80,11 @@ class Btf:
 
     def _read(self) -> ffi.BtfHandle:
         if self._handle is None:
-            self._handle = libbpf().btf__load_vmlinux_btf()
+            self._handle = (
+                libbpf().btf__parse(os.fsencode(self._file), None)
+                if self._file
+                else libbpf().btf__load_vmlinux_btf()
+            )
         return self._handle
 
     def _function(self, name: str) -> int | None:
@@ -96,13 +115,18 @@ class Btf:
     def _target(self, number: int) -> int:
         return int(self._type(number).type)
 
-    def _parameters(self, prototype: int) -> tuple[str, ...]:
-        """struct btf_param behind struct btf_type, include/uapi/linux/btf.h."""
-        kind = self._type(prototype)
+    def _behind(self, number: int, layout: struct.Struct) -> list[tuple[int, int]]:
+        """The parameters or values behind a type's struct btf_type, include/uapi/linux/btf.h."""
+        kind = self._type(number)
         count = kind.info & 0xFFFF
         behind = ctypes.addressof(kind) + ctypes.sizeof(ffi.BtfType)
-        parameters = (ffi.BtfParameter * count).from_address(behind)
-        spelled = [self._spelled(parameter.type) for parameter in parameters]
+        return list(layout.iter_unpack(ctypes.string_at(behind, count * layout.size)))
+
+    def _name(self, offset: int) -> str:
+        return str(libbpf().btf__name_by_offset(self._read(), offset).decode())
+
+    def _parameters(self, prototype: int) -> tuple[str, ...]:
+        spelled = [self._spelled(type) for _, type in self._behind(prototype, _PARAMETER)]
         # A tracepoint's first one is the private data of who attached.
         return tuple(spelled[1:] if spelled[:1] == ["void *"] else spelled)
 
@@ -120,8 +144,8 @@ class Btf:
             return self._spelled(found.type)
         if kind == _KIND_FUNC_PROTO:  # it has no name
             return "function"
-        name = libbpf().btf__name_by_offset(self._read(), found.name_off).decode()
-        return f"{_TAGS[kind]} {name}" if kind in _TAGS else str(name)
+        name = self._name(found.name_off)
+        return f"{_TAGS[kind]} {name}" if kind in _TAGS else name
 
 
 def _try_fentry(function: int) -> LibbpfError | None:

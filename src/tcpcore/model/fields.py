@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 from tcpcore.loader.perf import Layout
 from tcpcore.model import net
+from tcpcore.model.enums import KernelEnum
 from tcpcore.value import Value
 
 Column = Sequence[Any]
@@ -53,6 +54,7 @@ class Kind(Value):
     text: Callable[[Any], str] = text
     few: bool = True
     secret: bool = False
+    enums: tuple[KernelEnum, ...] = ()
 
     def convert(self, make: Callable[[Any], Any]) -> Convert:
         """Apply `make`, which takes a raw value, to columns."""

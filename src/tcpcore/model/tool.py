@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tcpcore.loader import Attached, Slot
 from tcpcore.loader.perf import Record
 from tcpcore.model.counted import Counted, Measured
+from tcpcore.model.enums import KernelEnum
 from tcpcore.model.event import ConnectionEvent
-from tcpcore.model.fields import Convert
+from tcpcore.model.fields import Convert, kinds
 from tcpcore.value import Value
 
 if TYPE_CHECKING:
@@ -201,6 +202,13 @@ class Tool(Value):
         """All rows that wait in BPF."""
         snapshots = (kind.rows for kind in self.kinds if isinstance(kind, Snapshot))
         return tuple(rows for rows in (self.held, self.pending, self.asked, *snapshots) if rows)
+
+    @property
+    def enums(self) -> tuple[KernelEnum, ...]:
+        """Those of the kernel whose names its rows show."""
+        shown = [kind.lines.row for kind in self.kinds if not isinstance(kind, Histograms)]
+        rows = dict.fromkeys((self.event, *shown))
+        return tuple(enum for row in rows for kind in kinds(row).values() for enum in kind.enums)
 
     @property
     def called(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from tcpcore.loader import Attached, Settings, attached
 from tcpcore.loader.perf import Record
 from tcpcore.model import clock, fields
 from tcpcore.model.counted import Counted, Measured
+from tcpcore.model.enums import look_up
 from tcpcore.model.losses import Losses
 from tcpcore.model.tool import Derive, Histograms, Lines, Records, Snapshot, Sweep, Table, Tool
 from tcpcore.request.machinery import Machinery
@@ -244,6 +245,7 @@ def opened(tool: Tool, request: Request) -> Iterator[Session]:
         rings={"events": machinery.ring()},
     )
     slots = (*filters.slots(), *machinery.slots(tool.slots))
+    look_up(tool.enums, machinery.btf)
     derive = tool.derive() if tool.derive else nullcontext()
     with derive as derived, attached(path, slots, settings) as program:
         if tool.seed:

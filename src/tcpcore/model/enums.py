@@ -1,0 +1,43 @@
+"""Names that the running kernel has for its numbers: a table of ours would be right for one kernel
+only, since new values are put in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+
+from tcpcore.errors import LibbpfError
+from tcpcore.loader import Btf
+
+
+class KernelEnum:
+    """An enum of the kernel, as the `value` of a Kind that has it among its `enums`, or a part of
+    that. It has no names before look_up(), which comes with each trace.
+
+    name: in C. prefix: of its enumerators, left out.
+    """
+
+    def __init__(self, name: str, prefix: str = "") -> None:
+        self.name, self.prefix = name, prefix
+        self._names: dict[int, str] = {}
+
+    def __call__(self, raw: int) -> str:
+        """The name; the number where the kernel has none for it."""
+        return self._names.get(raw) or str(raw)
+
+    def look_up(self, btf: Btf) -> None:
+        """No names where the kernel has no such enum, or no BTF."""
+        try:
+            found = btf.enumerators(self.name) or {}
+        except LibbpfError:
+            found = {}
+        self._names = {value: name.removeprefix(self.prefix) for value, name in found.items()}
+
+
+def look_up(enums: Iterable[KernelEnum], file: Path | None) -> None:
+    """All of them, from the kernel's BTF or that in a file: it takes 10 ms to read."""
+    if wanted := set(enums):
+        with closing(Btf(file)) as btf:
+            for each in wanted:
+                each.look_up(btf)
