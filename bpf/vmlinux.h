@@ -98,7 +98,12 @@ struct list_head {
 };
 
 struct sk_buff {
+	unsigned int len;
+	unsigned long _skb_refdst;
 	__be16 protocol;
+	__u16 transport_header;
+	__u16 network_header;
+	unsigned char *head;
 	char cb[48]; /* of a TCP segment: struct tcp_skb_cb */
 };
 
@@ -135,6 +140,14 @@ struct net {
 typedef struct {
 	struct net *net;
 } possible_net_t;
+
+struct net_device {
+	possible_net_t nd_net;
+};
+
+struct dst_entry {
+	struct net_device *dev;
+};
 
 typedef struct {
 	__u32 val;
@@ -249,6 +262,7 @@ struct sock {
 	/* Of a listener: connections that wait for accept(), and how many may. */
 	__u32 sk_ack_backlog;
 	__u32 sk_max_ack_backlog;
+	unsigned long sk_lingertime;
 	__u16 sk_type;
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
@@ -265,6 +279,8 @@ struct request_sock_queue {
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
 	struct request_sock_queue icsk_accept_queue;
+	__u32 icsk_user_timeout;
+	__u8 icsk_probes_out;
 };
 
 /* Absent where the kernel is built without MPTCP. */
@@ -287,6 +303,7 @@ struct tcp_sock {
 	__u64 bytes_retrans;
 	__u32 rcv_nxt;
 	__u32 copied_seq;
+	__u32 snd_nxt;
 	__u32 snd_una;
 	__u32 write_seq;
 	__u32 total_retrans;
@@ -348,11 +365,16 @@ enum { /* include/net/tcp_states.h */
        TCP_NEW_SYN_RECV,
 };
 
-#define TCPHDR_FIN 1	/* include/net/tcp.h */
+#define TCPHDR_FIN 0x01 /* include/net/tcp.h */
+#define TCPHDR_SYN 0x02
+#define TCPHDR_RST 0x04
+#define TCPHDR_ACK 0x10
 #define SHUTDOWN_MASK 3 /* include/net/sock.h: RCV_SHUTDOWN | SEND_SHUTDOWN */
 
 #define SOCK_DEAD 0	      /* enum sock_flags: no process has it any more */
 #define SOCK_DONE 1	      /* the peer's FIN has come */
+#define SOCK_KEEPOPEN 3	      /* SO_KEEPALIVE */
+#define SOCK_LINGER 4	      /* SO_LINGER */
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 
 #define EINTR 4

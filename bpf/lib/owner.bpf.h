@@ -13,6 +13,8 @@ enum role { /* RFC 9293: active and passive open */
 	    ROLE_PASSIVE,
 };
 
+#define NO_USER (~0U) /* where there is no socket: no user has this id (INVALID_UID) */
+
 struct owner {
 	__u64 cgroup_id; /* inode of the cgroup v2 directory */
 	__u32 pid;	 /* tgid in the initial pid namespace, 0: not known */
@@ -84,6 +86,14 @@ static __always_inline void unknown_owner(struct owner *owner, struct sock *sk, 
 	__builtin_memset(owner, 0, sizeof(*owner));
 	set_user(owner, sk, direct);
 	owner->wanted = want_unknown_task() && want_uid(owner->uid);
+}
+
+/* There is no socket, or one that does not tell its user. */
+static __always_inline void no_owner(struct owner *owner)
+{
+	__builtin_memset(owner, 0, sizeof(*owner));
+	owner->uid = NO_USER;
+	owner->wanted = want_unknown_task() && want_uid(NO_USER);
 }
 
 /* The fields that every event has, whatever its struct; ts_ns is the tool's. */

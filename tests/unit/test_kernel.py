@@ -196,6 +196,24 @@ def test_a_tool_without_enums_reads_no_types(types: FakeTypes) -> None:
     assert types.read == 0
 
 
+@pytest.mark.parametrize("kind", ["kprobe", "kretprobe", "raw_tp"])
+def test_a_way_of_another_shape_is_refused_where_btf_tells(
+    types: FakeTypes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    """A probe would read an argument that is not there. Of a raw tracepoint the kernel itself tells
+    that, where there is no BTF."""
+    monkeypatch.setattr(kernel, "has_kprobes", lambda: True)
+    name = "t" if kind == "raw_tp" else "f"
+    other = f"{name} takes (struct sock *, int), not (int)"
+    assert kernel.cannot(f"{kind}/{name}", kernel.Btf(), [", ".join(PARAMETERS)]) is None
+    assert kernel.cannot(f"{kind}/{name}", kernel.Btf(), ["int"]) == other
+    assert kernel.cannot(f"{kind}/{name}", kernel.Btf()) is None
+    monkeypatch.setattr(kernel, "VMLINUX_BTF", tmp_path / "absent")
+    without = kernel.cannot(f"{kind}/{name}", kernel.Btf(), ["int"])
+    assert without == (None if kind == "raw_tp" else kernel.no_btf())
+    assert kernel.cannot(f"{kind}/{name}", kernel.Btf()) is None
+
+
 def refusing(number: int) -> Any:
     def look(path: Any, *arguments: Any) -> Any:
         raise OSError(number, os.strerror(number), path)

@@ -225,11 +225,14 @@ def cannot(section: str, btf: Btf, types: Sequence[str] = ()) -> str | None:
     where it does not matter.
     """
     kind, _, target = section.partition("/")
-    if kind in ("kprobe", "kretprobe"):
-        return None if has_kprobes() else "the kernel is built without kprobes"
+    if kind in ("kprobe", "kretprobe") and not has_kprobes():
+        return "the kernel is built without kprobes"
+    if kind in ("kprobe", "kretprobe", "tp_btf") and types:
+        return no_btf() or _other_types(target, btf, types)
     if kind == "tp_btf":
-        # A missing tracepoint libbpf finds itself: reading the BTF twice would cost 8 ms.
-        return no_btf() or (_other_types(target, btf, types) if types else None)
+        return no_btf()  # libbpf finds out what is missing: reading the BTF twice would cost 8 ms
+    if kind == "raw_tp" and types and not no_btf():
+        return _other_types(target, btf, types)
     if kind in ("fentry", "fexit"):
         return no_btf() or _forbids_fentry() or _not_traceable(target, btf, types)
     return None

@@ -17,7 +17,7 @@ class ConnectionEvent(Value):
     laddr: fields.Address
     raddr: fields.Address
     pid: fields.Pid
-    uid: fields.U32
+    uid: fields.Uid
     netns: fields.U32
     comm: fields.Comm
     lport: fields.Port

@@ -19,6 +19,8 @@ Convert = Callable[[Column], Iterable[Any]]
 
 UNKNOWN_NS = (1 << 64) - 1
 UNKNOWN_US = (1 << 32) - 1
+NO_USER = (1 << 32) - 1  # bpf/lib/owner.bpf.h
+UNKNOWN_SEQ = (1 << 64) - 1
 
 
 class Cache(dict[Any, Any]):
@@ -100,6 +102,8 @@ Pointer = Annotated[str, Kind("Q", lambda raw: f"{raw:x}", secret=True)]
 """A kernel address, in hexadecimal: too large for a JSON number. It helps whoever attacks the
 kernel: kptr_restrict, Documentation/admin-guide/sysctl/kernel.rst."""
 Pid = Annotated[int | None, Kind("I", _or_none)]
+Uid = Annotated[int | None, Kind("I", lambda raw: None if raw == NO_USER else raw)]
+"""None where there is no socket."""
 Port = Annotated[int | None, Kind("H", _or_none, text=lambda port: str(port or 0))]
 """0 in C is None: no port yet, or none at all, as a listener has no peer. Text shows 0."""
 Address = Annotated[str, Kind("16s", net.address_text)]
@@ -115,6 +119,10 @@ MinRtt = Annotated[int | None, Kind("I", lambda us: None if us == UNKNOWN_US els
 Srtt = Annotated[int | None, Kind("I", _or_none, few=False)]
 """Microseconds; None: never measured."""
 Action = Annotated[str, Kind("B", ("", "connect", "accept", "close").__getitem__)]
+SeqNumber = Annotated[
+    int | None, Kind("Q", lambda raw: None if raw == UNKNOWN_SEQ else raw, few=False)
+]
+"""Of TCP: RFC 9293, 3.4."""
 Role = Annotated[str | None, Kind("B", (None, "active", "passive").__getitem__)]
 """Which side of the connection this is; RFC 9293, 3.9.1, OPEN."""
 Reason = Annotated[

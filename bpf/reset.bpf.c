@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Who sends and receives RST segments, and why. */
+#include "reset.h"
+
+/* What the entry of a socket has besides its owner. */
+struct part {
+	__u8 closed_from; /* the state that it came to CLOSE from, 0: it is not closed */
+};
+
+#include "lib/accepting.bpf.h"
+#include "lib/entry.bpf.h"
+#include "lib/output.bpf.h"
+#include "lib/seeding.bpf.h"
+#include "lib/segment.bpf.h"
+#include "lib/traffic.bpf.h"
+#include "lib/transitions.bpf.h"
+
+EVENT(reset_event);
+
+/* What sends a RST is told why: an enum sk_rst_reason (Linux 6.10, b533fb9cf4f7). */
+const volatile bool reset_has_reason;
+/* tcp_reset() gets the segment, too (Linux 5.13, 049fe386d353). */
+const volatile bool reset_has_segment;
+
+#define UNKNOWN_SEQ (~0ULL)
+
+/* sk_fullsock(), include/net/sock.h: the other kinds have what is in struct sock_common alone. */
+static __always_inline bool is_full(struct sock *sk)
+{
+	__u8 state = sk_read(sk, __sk_common.skc_state, BY_HELPER);
+
+	return state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV;
+}
+
+/*
+ * Data that comes after close() ends the socket, and then is answered: the same CPU still needs the
+ * entry that went with the socket.
+ */
+struct ended {
+	__u64 sk;
+	struct entry entry;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct ended);
+} last_ended SEC(".maps");
+
+static __always_inline bool is_waiting(__u8 state)
+{
+	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2;
+}
+
+static __always_inline void keep_ended(struct sock *sk, const struct entry *entry)
+{
+	struct ended ended = {.sk = (__u64)sk, .entry = *entry};
+	__u32 zero = 0;
+
+	bpf_map_update_elem(&last_ended, &zero, &ended, BPF_ANY);
+}
+
+/* Of a socket that answers a segment. */
+static __always_inline struct entry *find_ended(struct sock *sk)
+{
+	struct entry *entry = find(sk);
+	struct ended *ended;
+	__u32 zero = 0;
+
+	if (entry || sk_read(sk, __sk_common.skc_state, BY_HELPER) != TCP_CLOSE)
+		return entry;
+	ended = bpf_map_lookup_elem(&last_ended, &zero);
+	return ended && ended->sk == (__u64)sk ? &ended->entry : NULL;
+}
+
+/* What is known of the socket, if there is one. entry: NULL where it is not a full one. */
+static __always_inline void send(void *ctx, struct sock *sk, struct entry *entry,
+				 struct reset_event *event, const struct conn *conn)
+{
+	struct owner owner;
+
+	if (sk && is_full(sk))
+		kept_owner(&owner, entry, sk, BY_HELPER);
+	else
+		no_owner(&owner);
+	if (!owner.wanted || !want_conn(conn))
+		return;
+	event->ts_ns = bpf_ktime_get_ns();
+	if (!event->reason && event->cause)
+		event->reason = OWN_REASON | event->cause;
+	describe(event, conn, &owner);
+	emit(ctx, event, sizeof(*event));
+}
+
+/* A RST of the socket's own comes when it is closed already. */
+static __always_inline __u8 state_before(struct sock *sk, const struct entry *entry)
+{
+	__u8 state = sk_read(sk, __sk_common.skc_state, BY_HELPER);
+
+	return state == TCP_CLOSE && entry && entry->part.closed_from ? entry->part.closed_from
+								      : state;
+}
+
+/* close() has shut both directions down before it does anything else. */
+static __always_inline bool is_shut_down(struct sock *sk)
+{
+	return (sk_read(sk, sk_shutdown, BY_HELPER) & SHUTDOWN_MASK) == SHUTDOWN_MASK;
+}
+
+/* The FIN takes a number, too. */
+static __always_inline bool has_unread_data(struct sock *sk)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	__s32 unread = BPF_CORE_READ(tp, rcv_nxt) - BPF_CORE_READ(tp, copied_seq);
+
+	return unread - has_flag(sk, SOCK_DONE) > 0;
+}
+
+/* __tcp_close(), tcp_disconnect(), inet_csk_listen_stop(). */
+static __always_inline enum cause cause_of_close(struct sock *sk)
+{
+	if (!socket_of(sk)) /* nobody has accepted it */
+		return CAUSE_LISTENER_CLOSED;
+	if (!is_shut_down(sk))
+		return CAUSE_DISCONNECT;
+	if (has_unread_data(sk))
+		return CAUSE_UNREAD_DATA;
+	return has_flag(sk, SOCK_LINGER) && !sk_read(sk, sk_lingertime, BY_HELPER) ? CAUSE_LINGER
+										   : CAUSE_UNKNOWN;
+}
+
+/* tcp_keepalive_timer(), tcp_abort(), mptcp_subflow_reset() */
+static __always_inline enum cause cause_of_abort(struct sock *sk)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+
+	if (is_subflow(sk))
+		return CAUSE_MPTCP;
+	if (is_owned(sk, BY_HELPER))
+		return CAUSE_ABORTED;
+	if (!has_flag(sk, SOCK_KEEPOPEN) || !BPF_CORE_READ(tp, inet_conn.icsk_probes_out))
+		return CAUSE_UNKNOWN;
+	return BPF_CORE_READ(tp, inet_conn.icsk_user_timeout) ? CAUSE_USER_TIMEOUT
+							      : CAUSE_KEEPALIVE;
+}
+
+/* Of the host's own accord. */
+static __always_inline int sends(void *ctx, struct sock *sk, __u32 reason)
+{
+	struct reset_event event = {.direction = DIRECTION_SENT, .reason = reason};
+	struct entry *entry = find(sk);
+	struct conn conn;
+
+	if (!read_closed_conn(&conn, sk, BY_HELPER))
+		return 0;
+	event.state = state_before(sk, entry);
+	event.cause = sk_read(sk, __sk_common.skc_state, BY_HELPER) == TCP_CLOSE
+			      ? cause_of_close(sk)
+			      : cause_of_abort(sk);
+	event.seq = BPF_CORE_READ((struct tcp_sock *)sk, snd_nxt);
+	send(ctx, sk, entry, &event, &conn);
+	return 0;
+}
+
+static __always_inline enum cause cause_of_answer(struct sock *sk, const struct segment *segment,
+						  __u8 state)
+{
+	if (!sk)
+		return has_flags(segment, TCPHDR_SYN) && !has_flags(segment, TCPHDR_ACK)
+			       ? CAUSE_NO_LISTENER
+			       : CAUSE_NO_CONNECTION;
+	/* With a FIN that is still to come FIN_WAIT2 looks like that, too (tcp_time_wait). */
+	if (state == TCP_TIME_WAIT)
+		return segment->length ? CAUSE_LATE_DATA : CAUSE_TIME_WAIT;
+	if (is_full(sk) && segment->length && is_shut_down(sk))
+		return CAUSE_LATE_DATA;
+	return CAUSE_UNEXPECTED;
+}
+
+/*
+ * In answer to a segment. sk: NULL where it belongs to none; a listener does not know the peer, so
+ * that the tuple is the segment's. A RST is never answered, nor is what goes to many.
+ */
+static __always_inline int answers(void *ctx, struct sock *sk, struct sk_buff *skb, __u32 reason)
+{
+	struct reset_event event = {.direction = DIRECTION_SENT, .reason = reason};
+	struct entry *entry = sk ? find_ended(sk) : NULL;
+	struct segment segment = {};
+
+	if (!read_segment(&segment, skb) || has_flags(&segment, TCPHDR_RST) ||
+	    segment.conn.laddr.bytes[0] == 0xff)
+		return 0;
+	segment.conn.netns = sk ? common_netns(sk) : netns_of_segment(skb);
+	if (sk)
+		event.state = state_before(sk, entry);
+	event.cause = cause_of_answer(sk, &segment, event.state);
+	if (has_flags(&segment, TCPHDR_ACK))
+		event.seq = bpf_ntohl(segment.tcp.ack_seq);
+	send(ctx, sk, entry, &event, &segment.conn);
+	return 0;
+}
+
+/* skb: the segment that is answered, or NULL. */
+static __always_inline int sends_or_answers(void *ctx, struct sock *sk, struct sk_buff *skb,
+					    __u32 reason)
+{
+	if (skb)
+		return answers(ctx, sk, skb, reason);
+	return sk ? sends(ctx, sk, reason) : 0;
+}
+
+/*
+ * The kernel takes the way of a RST (tcp_reset) for data that comes after close(), too, and then
+ * answers it with one. Without the segment nobody can tell which it was.
+ */
+static __always_inline bool may_be_late_data(struct sock *sk, __u8 state)
+{
+	return is_waiting(state) && is_shut_down(sk);
+}
+
+static __always_inline int receives(void *ctx, struct sock *sk, struct sk_buff *skb)
+{
+	struct reset_event event = {.direction = DIRECTION_RECEIVED, .seq = UNKNOWN_SEQ};
+	struct segment segment = {};
+	struct conn conn;
+
+	if (skb) {
+		if (!read_segment(&segment, skb) || !has_flags(&segment, TCPHDR_RST))
+			return 0;
+		event.seq = bpf_ntohl(segment.tcp.seq);
+	}
+	if (!read_closed_conn(&conn, sk, BY_HELPER))
+		return 0;
+	event.state = sk_read(sk, __sk_common.skc_state, BY_HELPER);
+	if (event.state == TCP_SYN_SENT)
+		event.cause = CAUSE_REFUSED;
+	else if (skb || !may_be_late_data(sk, event.state))
+		event.cause = CAUSE_PEER;
+	send(ctx, sk, find(sk), &event, &conn);
+	return 0;
+}
+
+/* The programs. Resets are rare: all read through the helper. */
+
+#define TRACEPOINTS(kind, suffix)                                                                  \
+	SEC(kind "/tcp_send_reset")                                                                \
+	int BPF_PROG(sent_##suffix, struct sock *sk, struct sk_buff *skb)                          \
+	{                                                                                          \
+		return sends_or_answers(ctx, sk, skb, reset_has_reason ? ctx[2] : 0);              \
+	}                                                                                          \
+	SEC(kind "/tcp_receive_reset")                                                             \
+	int BPF_PROG(received_##suffix, struct sock *sk)                                           \
+	{                                                                                          \
+		return receives(ctx, sk, NULL);                                                    \
+	}
+
+TRACEPOINTS("tp_btf", btf)
+TRACEPOINTS("raw_tp", raw)
+
+SEC("fentry/tcp_send_active_reset")
+int BPF_PROG(active_fentry, struct sock *sk)
+{
+	return sends(ctx, sk, reset_has_reason ? ctx[2] : 0);
+}
+
+SEC("kprobe/tcp_send_active_reset")
+int BPF_KPROBE(active_kprobe, struct sock *sk)
+{
+	return sends(ctx, sk, reset_has_reason ? PT_REGS_PARM3(ctx) : 0);
+}
+
+#define ANSWERS(function, suffix)                                                                  \
+	SEC("fentry/" #function)                                                                   \
+	int BPF_PROG(suffix##_fentry, struct sock *sk, struct sk_buff *skb)                        \
+	{                                                                                          \
+		return answers(ctx, sk, skb, reset_has_reason ? ctx[2] : 0);                       \
+	}                                                                                          \
+	SEC("kprobe/" #function)                                                                   \
+	int BPF_KPROBE(suffix##_kprobe, struct sock *sk, struct sk_buff *skb)                      \
+	{                                                                                          \
+		return answers(ctx, sk, skb, reset_has_reason ? PT_REGS_PARM3(ctx) : 0);           \
+	}
+
+ANSWERS(tcp_v4_send_reset, v4)
+ANSWERS(tcp_v6_send_reset, v6)
+
+SEC("fentry/tcp_reset")
+int BPF_PROG(received_fentry, struct sock *sk)
+{
+	return receives(ctx, sk, reset_has_segment ? (struct sk_buff *)ctx[1] : NULL);
+}
+
+SEC("kprobe/tcp_reset")
+int BPF_KPROBE(received_kprobe, struct sock *sk)
+{
+	return receives(ctx, sk, reset_has_segment ? (struct sk_buff *)PT_REGS_PARM2(ctx) : NULL);
+}
+
+/* Who has which socket, and what state it had. */
+
+static __always_inline bool concerns(int oldstate, int newstate)
+{
+	return newstate == TCP_LISTEN || is_of_session(oldstate, newstate);
+}
+
+static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
+				       const bool owned, const bool direct)
+{
+	struct entry begun = {}, *entry = NULL;
+
+	if (reject(sk, oldstate, newstate, direct))
+		return;
+	if (is_new_child(oldstate, newstate)) {
+		forget(sk); /* an older socket had the address, and its end was missed */
+		return;
+	}
+	if (newstate == TCP_ESTABLISHED)
+		return;
+	if (newstate != TCP_SYN_SENT)
+		entry = find(sk);
+	if (!entry) {
+		follow(sk, &begun);
+		entry = find(sk);
+	}
+	if (!entry)
+		return;
+	entry->part.closed_from = newstate == TCP_CLOSE ? oldstate : 0;
+	if (owned && is_act(sk, oldstate, newstate, direct))
+		own(&entry->owner, sk, newstate == TCP_SYN_SENT ? ROLE_ACTIVE : ROLE_UNKNOWN,
+		    direct);
+}
+
+static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct)
+{
+	struct entry unseen = {};
+
+	own_accepted(sk, &unseen, direct);
+}
+
+static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
+{
+	struct entry *entry = find(sk);
+
+	if (!entry)
+		return;
+	if (is_waiting(entry->part.closed_from))
+		keep_ended(sk, entry);
+	drop(sk);
+}
+
+static __always_inline bool seeded(struct part *part, struct sock *sk, int state)
+{
+	return state == TCP_LISTEN || is_session(state);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
