@@ -176,23 +176,24 @@ def test_a_kernel_enum_shows_a_number_that_has_no_name(tmp_path: Path) -> None:
     reasons, absent = KernelEnum("reason", "REASON_"), KernelEnum("absent")
     assert reasons(1) == "1"
     file = btf_file(tmp_path / "btf", ("I", "reason", {"REASON_NONE": 0, "REASON_FLAGS": 1}))
-    look_up([reasons, absent, reasons], file)
+    look_up([reasons, absent, reasons], kernel.Btf(), file)
     assert [reasons(raw) for raw in range(3)] == ["NONE", "FLAGS", "2"]
     assert absent(1) == "1"
     # Another trace with another file, of which nothing may be left from the first one.
-    look_up([reasons], btf_file(tmp_path / "other", ("I", "reason", {"REASON_OTHER": 1})))
+    other = btf_file(tmp_path / "other", ("I", "reason", {"REASON_OTHER": 1}))
+    look_up([reasons], kernel.Btf(other), None)
     assert [reasons(raw) for raw in range(2)] == ["0", "OTHER"]
 
 
 def test_without_btf_there_are_numbers(types: FakeTypes) -> None:
     types.unreadable = errno.ENOENT
     reasons = KernelEnum("reason")
-    look_up([reasons], None)
+    look_up([reasons], kernel.Btf(), None)
     assert reasons(1) == "1"
 
 
 def test_a_tool_without_enums_reads_no_types(types: FakeTypes) -> None:
-    look_up((), None)
+    look_up((), kernel.Btf(), None)
     assert types.read == 0
 
 

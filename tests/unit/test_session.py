@@ -299,7 +299,7 @@ def test_the_loader_gets_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     class Reached(Exception):
         pass
 
-    def attached(path: Any, slots: Any, settings: Any) -> None:
+    def attached(path: Any, slots: Any, settings: Any, btf: Any) -> None:
         assert settings.rings == {"events": RingSize(8192, least=8192)}
         raise Reached
 

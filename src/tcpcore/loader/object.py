@@ -241,8 +241,12 @@ def _fill(info: ctypes.Structure, fd: int) -> None:
 
 
 @contextmanager
-def attached(path: Path, slots: Sequence[Slot], settings: Settings) -> Iterator[Attached]:
+def attached(
+    path: Path, slots: Sequence[Slot], settings: Settings, btf: kernel.Btf | None = None
+) -> Iterator[Attached]:
     """The object at `path`, loaded and attached: each slot by the best way that this kernel takes.
+
+    btf: the kernel's, if the caller has asked it something already; it is closed here.
 
     Raises UsageError (no way of the name that is forced, a pinned map or a BTF file that cannot be
     used), UnsupportedError (a required slot has no way; has every reason), PrivilegeError (the
@@ -250,7 +254,7 @@ def attached(path: Path, slots: Sequence[Slot], settings: Settings) -> Iterator[
     the object and the settings do not fit.
     """
     with ExitStack() as stack:
-        program = _first_that_works(stack, path, slots, settings)
+        program = _first_that_works(stack, path, slots, settings, btf or kernel.Btf())
         try:
             yield program
         finally:
@@ -270,12 +274,12 @@ def _end(stack: ExitStack, life: Lifetime) -> None:
 
 
 def _first_that_works(
-    stack: ExitStack, path: Path, slots: Sequence[Slot], settings: Settings
+    stack: ExitStack, path: Path, slots: Sequence[Slot], settings: Settings, btf: kernel.Btf
 ) -> Attached:
-    if settings.btf:
-        kernel.check_btf(settings.btf)
-    file = ObjectFile(path)
-    with closing(kernel.Btf()) as btf:
+    with closing(btf):
+        if settings.btf:
+            kernel.check_btf(settings.btf)
+        file = ObjectFile(path)
         plan = Plan(narrowed(slots, settings.attach), btf, settings.btf)
         while True:
             uses = plan.choose()

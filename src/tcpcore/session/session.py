@@ -8,13 +8,13 @@ import struct
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcpcore.errors import LibbpfError, UnsupportedError
-from tcpcore.loader import Attached, Settings, attached
+from tcpcore.loader import Attached, Btf, Settings, attached
 from tcpcore.loader.perf import Record
 from tcpcore.model import clock, fields
 from tcpcore.model.counted import Counted, Measured
@@ -245,12 +245,13 @@ def opened(tool: Tool, request: Request) -> Iterator[Session]:
         rings={"events": machinery.ring()},
     )
     slots = (*filters.slots(), *machinery.slots(tool.slots))
-    look_up(tool.enums, machinery.btf)
     derive = tool.derive() if tool.derive else nullcontext()
-    with derive as derived, attached(path, slots, settings) as program:
-        if tool.seed:
-            program.iterate(tool.seed)
-        yield Session(tool, program, derived)
+    with derive as derived, closing(Btf()) as btf:
+        look_up(tool.enums, btf, machinery.btf)
+        with attached(path, slots, settings, btf) as program:
+            if tool.seed:
+                program.iterate(tool.seed)
+            yield Session(tool, program, derived)
 
 
 def _for(tool: Tool, request: Request) -> Tool:
