@@ -120,6 +120,8 @@ static __always_inline bool has_unread_data(struct sock *sk)
 /* __tcp_close(), tcp_disconnect(), inet_csk_listen_stop(). */
 static __always_inline enum cause cause_of_close(struct sock *sk)
 {
+	if (has_flag(sk, SOCK_DEAD)) /* no memory, or a negative TCP_LINGER2 */
+		return CAUSE_UNKNOWN;
 	if (!socket_of(sk)) /* nobody has accepted it */
 		return CAUSE_LISTENER_CLOSED;
 	if (!is_shut_down(sk))
@@ -130,19 +132,25 @@ static __always_inline enum cause cause_of_close(struct sock *sk)
 										   : CAUSE_UNKNOWN;
 }
 
-/* tcp_keepalive_timer(), tcp_abort(), mptcp_subflow_reset() */
+/* tcp_keepalive_timer(), tcp_abort() */
 static __always_inline enum cause cause_of_abort(struct sock *sk)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
 
-	if (is_subflow(sk))
-		return CAUSE_MPTCP;
 	if (is_owned(sk, BY_HELPER))
 		return CAUSE_ABORTED;
 	if (!has_flag(sk, SOCK_KEEPOPEN) || !BPF_CORE_READ(tp, inet_conn.icsk_probes_out))
 		return CAUSE_UNKNOWN;
 	return BPF_CORE_READ(tp, inet_conn.icsk_user_timeout) ? CAUSE_USER_TIMEOUT
 							      : CAUSE_KEEPALIVE;
+}
+
+static __always_inline enum cause cause_of_own(struct sock *sk)
+{
+	if (is_subflow(sk))
+		return CAUSE_MPTCP;
+	return sk_read(sk, __sk_common.skc_state, BY_HELPER) == TCP_CLOSE ? cause_of_close(sk)
+									  : cause_of_abort(sk);
 }
 
 /* Of the host's own accord. */
@@ -155,9 +163,7 @@ static __always_inline int sends(void *ctx, struct sock *sk, __u32 reason)
 	if (!read_closed_conn(&conn, sk, BY_HELPER))
 		return 0;
 	event.state = state_before(sk, entry);
-	event.cause = sk_read(sk, __sk_common.skc_state, BY_HELPER) == TCP_CLOSE
-			      ? cause_of_close(sk)
-			      : cause_of_abort(sk);
+	event.cause = cause_of_own(sk);
 	event.seq = BPF_CORE_READ((struct tcp_sock *)sk, snd_nxt);
 	send(ctx, sk, entry, &event, &conn);
 	return 0;
