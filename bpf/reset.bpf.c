@@ -17,8 +17,11 @@ struct part {
 
 EVENT(reset_event);
 
-/* What sends a RST is told why: an enum sk_rst_reason (Linux 6.10, b533fb9cf4f7). */
-const volatile bool reset_has_reason;
+/*
+ * What sends a RST is told why: an enum sk_rst_reason (Linux 6.10, b533fb9cf4f7), the last argument.
+ * Its place in tcp_send_active_reset(); elsewhere it is the third. 0: there is none.
+ */
+const volatile __u32 reset_reason_at;
 /* tcp_reset() gets the segment, too (Linux 5.13, 049fe386d353). */
 const volatile bool reset_has_segment;
 
@@ -253,7 +256,7 @@ static __always_inline int receives(void *ctx, struct sock *sk, struct sk_buff *
 	SEC(kind "/tcp_send_reset")                                                                \
 	int BPF_PROG(sent_##suffix, struct sock *sk, struct sk_buff *skb)                          \
 	{                                                                                          \
-		return sends_or_answers(ctx, sk, skb, reset_has_reason ? ctx[2] : 0);              \
+		return sends_or_answers(ctx, sk, skb, reset_reason_at ? ctx[2] : 0);               \
 	}                                                                                          \
 	SEC(kind "/tcp_receive_reset")                                                             \
 	int BPF_PROG(received_##suffix, struct sock *sk)                                           \
@@ -267,25 +270,28 @@ TRACEPOINTS("raw_tp", raw)
 SEC("fentry/tcp_send_active_reset")
 int BPF_PROG(active_fentry, struct sock *sk)
 {
-	return sends(ctx, sk, reset_has_reason ? ctx[2] : 0);
+	return sends(ctx, sk, reset_reason_at == 2 ? ctx[2] : reset_reason_at ? ctx[1] : 0);
 }
 
 SEC("kprobe/tcp_send_active_reset")
 int BPF_KPROBE(active_kprobe, struct sock *sk)
 {
-	return sends(ctx, sk, reset_has_reason ? PT_REGS_PARM3(ctx) : 0);
+	return sends(ctx, sk,
+		     reset_reason_at == 2 ? PT_REGS_PARM3(ctx)
+		     : reset_reason_at	  ? PT_REGS_PARM2(ctx)
+					  : 0);
 }
 
 #define ANSWERS(function, suffix)                                                                  \
 	SEC("fentry/" #function)                                                                   \
 	int BPF_PROG(suffix##_fentry, struct sock *sk, struct sk_buff *skb)                        \
 	{                                                                                          \
-		return answers(ctx, sk, skb, reset_has_reason ? ctx[2] : 0);                       \
+		return answers(ctx, sk, skb, reset_reason_at ? ctx[2] : 0);                        \
 	}                                                                                          \
 	SEC("kprobe/" #function)                                                                   \
 	int BPF_KPROBE(suffix##_kprobe, struct sock *sk, struct sk_buff *skb)                      \
 	{                                                                                          \
-		return answers(ctx, sk, skb, reset_has_reason ? PT_REGS_PARM3(ctx) : 0);           \
+		return answers(ctx, sk, skb, reset_reason_at ? PT_REGS_PARM3(ctx) : 0);            \
 	}
 
 ANSWERS(tcp_v4_send_reset, v4)

@@ -6,6 +6,7 @@ STATE is that of the socket before, `-` where the RST answers a segment that bel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from tcpcore.loader import Slot, Way
@@ -15,6 +16,7 @@ from tcpcore.model.enums import KernelEnum
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.slots import ACCEPTING, TRANSITIONS, optional
 from tcpcore.model.tool import Column, Lines, Stream, Tool
+from tcpcore.value import Value
 
 _REASONS = KernelEnum("sk_rst_reason", "SK_RST_REASON_")
 _OWN = 0x8000
@@ -87,24 +89,37 @@ _LINES = Lines(
 )
 
 _TRACEPOINT = ("tcp_send_reset",)
-_FUNCTIONS = ("tcp_send_active_reset", "tcp_v4_send_reset")
+_ACTIVE = "tcp_send_active_reset"
+_FUNCTIONS = (_ACTIVE, "tcp_v4_send_reset")
 _OF_IPV6 = ("tcp_v6_send_reset",)  # a kernel may lack it
-_TYPES = {
-    **dict.fromkeys((*_TRACEPOINT, *_FUNCTIONS, *_OF_IPV6), "struct sock *, struct sk_buff *"),
-    "tcp_send_active_reset": "struct sock *, gfp_t",
-}
 
 
-def _way(
-    kind: str, hooks: tuple[str, ...], optional: tuple[str, ...] = (), with_reason: bool = False
-) -> Way:
-    """Programs of a kind; with_reason: for the shape in which the last parameter is the reason."""
-    more = ", enum sk_rst_reason" if with_reason else ""
+class _Shape(Value):
+    """Parameters that differ between kernels: the last one, and those of _ACTIVE."""
+
+    last: str
+    active: str
+    rodata: Mapping[str, int]
+
+
+_OLD = _Shape("", "struct sock *, gfp_t", {})
+_WITH_REASON = _Shape(
+    ", enum sk_rst_reason", "struct sock *, gfp_t, enum sk_rst_reason", {"reset_reason_at": 2}
+)
+# Without the priority of memory: not in Linux 6.18 yet.
+_WITHOUT_PRIORITY = _Shape(
+    ", enum sk_rst_reason", "struct sock *, enum sk_rst_reason", {"reset_reason_at": 1}
+)
+
+
+def _way(kind: str, shape: _Shape, hooks: tuple[str, ...], optional: tuple[str, ...] = ()) -> Way:
+    """Programs of a kind."""
+    whole = "struct sock *, struct sk_buff *" + shape.last
     return Way(
         tuple(f"{kind}/{hook}" for hook in hooks),
         optional=tuple(f"{kind}/{hook}" for hook in optional),
-        types={hook: (_TYPES[hook] + more,) for hook in (*hooks, *optional)},
-        rodata={"reset_has_reason": 1} if with_reason else {},
+        types={x: (shape.active if x == _ACTIVE else whole,) for x in (*hooks, *optional)},
+        rodata=shape.rodata,
     )
 
 
@@ -114,14 +129,16 @@ def _way(
 _SENT = Slot(
     "RST sent",
     (
-        _way("tp_btf", _TRACEPOINT, with_reason=True),
-        _way("raw_tp", _TRACEPOINT, with_reason=True),
-        _way("fentry", _FUNCTIONS, _OF_IPV6, with_reason=True),
-        _way("fentry", _FUNCTIONS, _OF_IPV6),
-        _way("kprobe", _FUNCTIONS, _OF_IPV6, with_reason=True),
-        _way("kprobe", _FUNCTIONS, _OF_IPV6)._replace(types={}),
-        _way("tp_btf", _TRACEPOINT),
-        _way("raw_tp", _TRACEPOINT),
+        _way("tp_btf", _WITH_REASON, _TRACEPOINT),
+        _way("raw_tp", _WITH_REASON, _TRACEPOINT),
+        _way("fentry", _WITHOUT_PRIORITY, _FUNCTIONS, _OF_IPV6),
+        _way("fentry", _WITH_REASON, _FUNCTIONS, _OF_IPV6),
+        _way("fentry", _OLD, _FUNCTIONS, _OF_IPV6),
+        _way("kprobe", _WITHOUT_PRIORITY, _FUNCTIONS, _OF_IPV6),
+        _way("kprobe", _WITH_REASON, _FUNCTIONS, _OF_IPV6),
+        _way("kprobe", _OLD, _FUNCTIONS, _OF_IPV6)._replace(types={}),
+        _way("tp_btf", _OLD, _TRACEPOINT),
+        _way("raw_tp", _OLD, _TRACEPOINT),
     ),
 )
 
