@@ -180,14 +180,18 @@ def is_in_fin_wait2(lport: int, rport: int) -> bool:
 
 
 def test_data_for_what_is_left_of_a_closed_socket(attach: str) -> None:
-    """By the socket or by the time-wait socket in its place: that depends on when the ACK comes."""
+    """A time-wait socket takes the place of one in FIN_WAIT2, and has no owner."""
     with tracer("reset", "--json", "--attach", attach) as running:
-        ports = of_pair(late)("127.0.0.1")
+        with harness.pair() as (one, other):
+            ports = harness.ports(one)
+            one.close()
+            harness.until(lambda: is_in_fin_wait2(*ports))
+            late(one, other)
         events = harness.between(running.events(), *ports)
-    sent = [e for e in events if e["direction"] == "sent"]
-    if sent or sees_all(attach):
-        assert [e["cause"] for e in sent] == ["late data"]
-    (peer,) = [e for e in events if e["state"] == "CLOSE_WAIT"]
+    assert [row(e) for e in events if e["direction"] == "sent"] == (
+        [("sent", "TIME_WAIT", "late data", None)] if sees_all(attach) else []
+    )
+    (peer,) = [e for e in events if e["direction"] == "received"]
     assert row(peer) == ("received", "CLOSE_WAIT", "by peer", ME)
 
 

@@ -106,7 +106,7 @@ _OLD = _Shape("", "struct sock *, gfp_t", {})
 _WITH_REASON = _Shape(
     ", enum sk_rst_reason", "struct sock *, gfp_t, enum sk_rst_reason", {"reset_reason_at": 2}
 )
-# Without the priority of memory: not in Linux 6.18 yet.
+# Without the priority of memory: Linux 7.2 has it so, 6.18 not yet.
 _WITHOUT_PRIORITY = _Shape(
     ", enum sk_rst_reason", "struct sock *, enum sk_rst_reason", {"reset_reason_at": 1}
 )
