@@ -267,19 +267,37 @@ static __always_inline int receives(void *ctx, struct sock *sk, struct sk_buff *
 TRACEPOINTS("tp_btf", btf)
 TRACEPOINTS("raw_tp", raw)
 
+/*
+ * In assembler, as clang would make one load of two, from an address that it has computed: the
+ * verifier refuses that for a context.
+ */
+#define ARGUMENT(ctx, number)                                                                      \
+	({                                                                                         \
+		__u64 _value;                                                                      \
+		asm volatile("%0 = *(u64 *)(%1 + %2)"                                              \
+			     : "=r"(_value)                                                        \
+			     : "r"(ctx), "i"((number) * 8));                                       \
+		_value;                                                                            \
+	})
+
 SEC("fentry/tcp_send_active_reset")
 int BPF_PROG(active_fentry, struct sock *sk)
 {
-	return sends(ctx, sk, reset_reason_at == 2 ? ctx[2] : reset_reason_at ? ctx[1] : 0);
+	__u32 reason = 0;
+
+	if (reset_reason_at == 1)
+		reason = ARGUMENT(ctx, 1);
+	else if (reset_reason_at == 2)
+		reason = ARGUMENT(ctx, 2);
+	return sends(ctx, sk, reason);
 }
 
 SEC("kprobe/tcp_send_active_reset")
-int BPF_KPROBE(active_kprobe, struct sock *sk)
+int BPF_KPROBE(active_kprobe, struct sock *sk, __u64 second, __u64 third)
 {
-	return sends(ctx, sk,
-		     reset_reason_at == 2 ? PT_REGS_PARM3(ctx)
-		     : reset_reason_at	  ? PT_REGS_PARM2(ctx)
-					  : 0);
+	barrier_var(second);
+	barrier_var(third);
+	return sends(ctx, sk, reset_reason_at == 1 ? second : reset_reason_at == 2 ? third : 0);
 }
 
 #define ANSWERS(function, suffix)                                                                  \

@@ -170,7 +170,7 @@ TOOL = Tool(
 )
 
 EXAMPLES = (
-    ("reset --wide", "with sequence numbers, user and network namespace"),
+    ("reset --wide", "with sequence numbers, user and namespace"),
     ("reset --comm nginx -T", "of nginx, with the time of day"),
     ("reset -L 443 --json", "of a server, a JSON object a line"),
 )
