@@ -98,12 +98,17 @@ struct list_head {
 };
 
 struct sk_buff {
+	struct net_device *dev;
+	struct sock *sk;
 	unsigned int len;
 	unsigned long _skb_refdst;
+	int skb_iif;
 	__be16 protocol;
 	__u16 transport_header;
 	__u16 network_header;
+	unsigned int tail; /* from head, in 64-bit kernels */
 	unsigned char *head;
+	unsigned char *data;
 	char cb[48]; /* of a TCP segment: struct tcp_skb_cb */
 };
 
@@ -133,6 +138,7 @@ struct netns_ipv4 {
 
 struct net {
 	struct ns_common ns;
+	struct net_device *loopback_dev;
 	struct netns_core core;
 	struct netns_ipv4 ipv4;
 };
@@ -142,7 +148,9 @@ typedef struct {
 } possible_net_t;
 
 struct net_device {
+	int ifindex;
 	possible_net_t nd_net;
+	char name[16];
 };
 
 struct dst_entry {
@@ -344,6 +352,7 @@ struct sockaddr_in6 {
 
 /* Macros and enumerators that BTF does not carry or that never change. */
 #define ETH_P_IP 0x0800
+#define ETH_P_IPV6 0x86dd
 #define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1
