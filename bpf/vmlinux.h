@@ -97,6 +97,12 @@ struct list_head {
 	struct list_head *next;
 };
 
+/* Each kernel has values and numbers of its own. */
+enum skb_drop_reason {
+	SKB_NOT_DROPPED_YET,
+	SKB_CONSUMED,
+};
+
 struct sk_buff {
 	struct net_device *dev;
 	struct sock *sk;

@@ -53,9 +53,10 @@ struct segment {
 	__u32 ack;
 	__u32 len; /* of its payload */
 	__u16 family;
-	__u16 sport; /* host order; 0: no whole TCP header was found, and seq to flags are 0, too */
+	__u16 sport; /* host order */
 	__u16 dport;
 	__u8 flags;
+	bool is_whole; /* else there is no whole TCP header: addresses and family alone are known */
 };
 
 /* The linear part of a packet, where its headers are. Offsets count from head. */
@@ -91,6 +92,7 @@ static __always_inline void read_tcp(struct segment *segment, const struct linea
 
 	if (!read_header(&tcp, sizeof(tcp), linear, offset))
 		return;
+	segment->is_whole = true;
 	segment->sport = bpf_ntohs(tcp.source);
 	segment->dport = bpf_ntohs(tcp.dest);
 	segment->seq = bpf_ntohl(tcp.seq);

@@ -402,11 +402,11 @@ class Namespace:
 
 
 @contextlib.contextmanager
-def firewall(match: str, verdict: str) -> Iterator[Callable[[], int]]:
+def firewall(match: str, verdict: str, hook: str = "input") -> Iterator[Callable[[], int]]:
     """Packets that come into the thread's namespace and match (nft(8)) are dealt with so; how many
-    have been so far."""
+    have been so far. hook: another place, as output."""
     table = f"inet tcpcore-{os.getpid()}-{next(_NUMBERS)}"
-    chain = f"add table {table}; add chain {table} in {{ type filter hook input priority 0; }}"
+    chain = f"add table {table}; add chain {table} in {{ type filter hook {hook} priority 0; }}"
     sh(f"nft '{chain}; add rule {table} in {match} counter {verdict}'")
     try:
         yield lambda: _matched(sh(f"nft list table {table}"))

@@ -6,9 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Protocol
 
 from tcpcore.errors import LibbpfError
 from tcpcore.loader import Btf
+
+
+class Names(Protocol):
+    """Names that are looked up at the start of each trace."""
+
+    def look_up(self, btf: Btf) -> None: ...
 
 
 class KernelEnum:
@@ -35,7 +42,7 @@ class KernelEnum:
         self._names = {value: name.removeprefix(self.prefix) for value, name in found.items()}
 
 
-def look_up(enums: Iterable[KernelEnum], btf: Btf, file: Path | None) -> None:
+def look_up(enums: Iterable[Names], btf: Btf, file: Path | None) -> None:
     """All of them, from the kernel's BTF; where there is a file, from that."""
     if wanted := set(enums):
         with closing(Btf(file)) if file else nullcontext(btf) as source:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 from tcpcore.loader.perf import Layout
 from tcpcore.model import net
-from tcpcore.model.enums import KernelEnum
+from tcpcore.model.enums import Names
 from tcpcore.value import Value
 
 Column = Sequence[Any]
@@ -56,7 +56,7 @@ class Kind(Value):
     text: Callable[[Any], str] = text
     few: bool = True
     secret: bool = False
-    enums: tuple[KernelEnum, ...] = ()
+    enums: tuple[Names, ...] = ()
 
     def convert(self, make: Callable[[Any], Any]) -> Convert:
         """Apply `make`, which takes a raw value, to columns."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tcpcore.loader import Attached, Slot
 from tcpcore.loader.perf import Record
 from tcpcore.model.counted import Counted, Measured
-from tcpcore.model.enums import KernelEnum
+from tcpcore.model.enums import Names
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.fields import Convert, kinds
 from tcpcore.value import Value
@@ -204,7 +204,7 @@ class Tool(Value):
         return tuple(rows for rows in (self.held, self.pending, self.asked, *snapshots) if rows)
 
     @property
-    def enums(self) -> tuple[KernelEnum, ...]:
+    def enums(self) -> tuple[Names, ...]:
         """Those of the kernel whose names its rows show."""
         shown = [kind.lines.row for kind in self.kinds if not isinstance(kind, Histograms)]
         rows = dict.fromkeys((self.event, *shown))

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#ifndef TCPCORE_DROP_H
+#define TCPCORE_DROP_H
+
+#include "lib/event.h"
+
+enum direction {
+	DIRECTION_SENT,
+	DIRECTION_RECEIVED, /* or forwarded: it came in by an interface */
+};
+
+#define NO_REASON (~0U)	     /* the kernel gives none */
+#define UNKNOWN_FLAGS 0xffff /* there is no whole TCP header: nor a number, a length or ports */
+
+/* One dropped packet. Mirror: Event in src/tcpcore/tools/drop.py. */
+struct drop_event {
+	EVENT_HEAD;
+	__u8 direction; /* enum direction */
+	__u8 state;	/* of the socket, 0: none is known */
+	__u32 reason;	/* enum skb_drop_reason, or of the subsystem in the high half; NO_REASON */
+	__u64 location; /* behind the call that dropped it */
+	__u64 seq;	/* all ones: not known */
+	__u64 ack;
+	__u32 len; /* of the payload, all ones: not known */
+	__u32 ifindex;
+	char ifname[16];
+	__u16 flags; /* of the TCP header, or UNKNOWN_FLAGS */
+	__u8 pad[6];
+};
+
+/* --count: where and why, and how many. Mirror: Key in src/tcpcore/tools/drop.py. */
+struct drop {
+	__u64 location;
+	__u32 reason;
+	__u8 pad[4];
+};
+
+struct drop_count {
+	__u64 drops;
+};
+
+#endif /* TCPCORE_DROP_H */

@@ -1,0 +1,203 @@
+"""Trace TCP packets that the kernel drops: where and why.
+
+All that are TCP, sent, received or forwarded, with a socket or without. REASON is the kernel's own
+name; FUNCTION is what dropped the packet. STATE is `-` where no socket is known.
+"""
+
+from __future__ import annotations
+
+import struct
+from contextlib import closing
+from typing import Annotated
+
+from tcpcore.errors import LibbpfError, OptionError
+from tcpcore.loader import Btf, Slot, Way
+from tcpcore.model import columns as col
+from tcpcore.model import fields, net
+from tcpcore.model.counted import Counted
+from tcpcore.model.enums import KernelEnum
+from tcpcore.model.event import ConnectionEvent
+from tcpcore.model.option import Option
+from tcpcore.model.symbols import KernelSymbols
+from tcpcore.model.tool import Column, Lines, Rodata, Stream, Table, Tool
+from tcpcore.request import values
+from tcpcore.value import Value
+
+_NO_REASON = _UNKNOWN_LEN = (1 << 32) - 1
+_UNKNOWN_FLAGS = 0xFFFF
+# In the order of their bits: RFC 9293, 3.1.
+_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
+
+_ENUM, _PREFIX = "skb_drop_reason", "SKB_DROP_REASON_"
+_CORE = KernelEnum(_ENUM, _PREFIX)
+_SUBSYSTEMS = KernelEnum("skb_drop_reason_subsys", f"{_PREFIX}SUBSYS_")
+_SYMBOLS = KernelSymbols()
+
+
+def _reason(raw: int) -> str | None:
+    """Of a subsystem its name and a number, whose name only its module has."""
+    if raw == _NO_REASON:
+        return None
+    return f"{_SUBSYSTEMS(raw >> 16)}:{raw & 0xFFFF}" if raw >> 16 else _CORE(raw)
+
+
+def _function(raw: int) -> str | None:
+    found = _SYMBOLS(raw)
+    return found and found.function
+
+
+def _place(raw: int) -> str:
+    """Of a key; there is no 0 among them but the rest."""
+    found = _SYMBOLS(raw)
+    return (f"{found.function}+{found.offset:#x}" if found else "?") if raw else fields.OTHER
+
+
+def _flags(raw: int) -> str | None:
+    if raw == _UNKNOWN_FLAGS:
+        return None
+    return "|".join(name for bit, name in enumerate(_FLAGS) if raw >> bit & 1)
+
+
+Direction = Annotated[str, fields.Kind("B", ("sent", "received").__getitem__)]
+State = Annotated[str | None, fields.Kind("B", lambda raw: net.state_name(raw) if raw else None)]
+Reason = Annotated[str | None, fields.Kind("I", _reason, enums=(_CORE, _SUBSYSTEMS))]
+Function = Annotated[str | None, fields.Kind("Q", _function, enums=(_SYMBOLS,))]
+Place = Annotated[str, fields.Kind("Q", _place, enums=(_SYMBOLS,))]
+Length = Annotated[
+    int | None, fields.Kind("I", lambda raw: None if raw == _UNKNOWN_LEN else raw, few=False)
+]
+Flags = Annotated[str | None, fields.Kind("H", _flags, text=lambda flags: flags or "-")]
+
+
+class Event(ConnectionEvent):
+    """One dropped packet. Mirror of struct drop_event, bpf/drop.h.
+
+    laddr, lport: of the receiver, if it was not sent here. function: what dropped it. len: of its
+    payload. flags: of TCP, with `|` between them. state: of its socket. None: not known; ports are
+    None, too, where the packet has no whole TCP header.
+    """
+
+    direction: Direction
+    state: State
+    reason: Reason
+    function: Function
+    seq: fields.SeqNumber
+    ack: fields.SeqNumber
+    len: Length
+    ifindex: fields.KeyNetns
+    ifname: fields.Comm
+    flags: Flags
+
+
+class Key(Value):
+    """What drops are counted by. Mirror of struct drop, bpf/drop.h."""
+
+    place: Place
+    reason: Reason
+
+
+class Drops(Key):
+    """Drops for one reason in one place, `other` in the row of the rest."""
+
+    drops: fields.Count
+
+
+_WHY = (
+    Column("STATE", "state", 11),
+    Column("FLAGS", "flags", 11),
+    Column("REASON", "reason", 20),
+    Column("FUNCTION", "function", 24),
+)
+
+_LINES = Lines(
+    Event,
+    columns=(col.IP, Column("DIR", "direction", 8), *col.local_remote(15), *_WHY),
+    wide=(
+        col.IP,
+        Column("DIR", "direction", 8),
+        *col.local_remote(39),
+        *_WHY,
+        Column("SEQ", "seq", 10),
+        Column("ACK", "ack", 10),
+        Column("LEN", "len", 5),
+        Column("IF", "ifname", 15),
+        col.UID,
+        col.NETNS,
+    ),
+    record="event",
+)
+
+_COLUMNS = (Column("DROPS", "drops", 9), Column("REASON", "reason", 24), Column("AT", "place", 0))
+_COUNTS = Table(Lines(Drops, _COLUMNS, _COLUMNS), Counted("drops", Key, struct="drop"))
+
+_PLAIN = "struct sk_buff *, void *"
+_WITH_REASON = f"{_PLAIN}, enum {_ENUM}"
+
+
+def _freed(types: str, **rodata: int) -> Way:
+    return Way(("raw_tp/kfree_skb",), types={"kfree_skb": (types,)}, rodata=rodata)
+
+
+_DROPS = (
+    Slot(
+        "freed packets",
+        (
+            _freed(f"{_WITH_REASON}, struct sock *", has_reason=1, has_receiver=1),
+            _freed(_WITH_REASON, has_reason=1),
+            _freed(_PLAIN),
+        ),
+    ),
+    Slot("drops by TCP without a reason", (Way(("kprobe/tcp_drop",)),), required=False),
+)
+
+TOOL = Tool(name="drop", event=Event, kinds=(Stream(_LINES),), slots=_DROPS)
+
+EXAMPLES = (
+    ("drop --wide", "with numbers, length and interface"),
+    ("drop -c -i 10", "counts by reason and place, every ten seconds"),
+    ("drop --reason NO_SOCKET,TCP_CSUM -L 443", "for two reasons, on one port"),
+)
+
+
+def tool(
+    by_place: Annotated[
+        bool, Option("Count by reason and place instead.", ("--count", "-c"))
+    ] = False,
+    reason: Annotated[
+        str, Option("Only for these, as NO_SOCKET,TCP_CSUM.", metavar="REASONS")
+    ] = "",
+) -> Tool:
+    """by_place: counts by reason and place instead of each packet. reason: names of drop reasons, or
+    numbers, with commas between them."""
+    rodata: Rodata = {"count_drops": by_place, **(_targets(reason) if reason else {})}
+    return TOOL._replace(kinds=(_COUNTS if by_place else Stream(_LINES),), rodata=rodata)
+
+
+def _targets(given: str) -> Rodata:
+    names = [part.strip() for part in given.split(",")]
+    wanted = values.limited("reason", _numbers(names))
+    return {
+        "target_reason": struct.pack(f"={len(wanted)}I", *wanted).ljust(4 * values.MAX_TARGETS, b"\0"),
+        "target_reason_count": len(wanted),
+    }
+
+
+def _numbers(names: list[str]) -> list[int]:
+    known = _known()
+    return [int(n) if n.isdecimal() else _number(n, known) for n in names]
+
+
+def _number(name: str, known: dict[str, int]) -> int:
+    if name not in known:
+        raise OptionError("reason", f"this kernel has no drop reason '{name}'")
+    return known[name]
+
+
+def _known() -> dict[str, int]:
+    """The kernel's reasons by name."""
+    try:
+        with closing(Btf()) as btf:
+            found = btf.enumerators(_ENUM) or {}
+    except LibbpfError as e:
+        raise OptionError("reason", f"no kernel BTF ({e})") from None
+    return {name.removeprefix(_PREFIX): value for value, name in found.items()}

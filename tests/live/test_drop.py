@@ -1,0 +1,241 @@
+"""drop on real packets, each dropped for a reason of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tcpcore.loader import Btf
+from tests.facts import Facts
+from tests.live import harness
+from tests.live.harness import Event, Namespace, Net, Tracer, tracer
+
+FACTS = Facts()
+FIN, SYN, RST, PSH, ACK, URG = (1 << bit for bit in range(6))
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27  # include/uapi/asm-generic/socket.h
+NOWHERE = "10.99.99.99"  # no route leads there
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One that no TCP of ours sends: RFC 9293, 3.1. doff: in words, other than it is."""
+
+    source: tuple[str, int]
+    dest: tuple[str, int]
+    flags: int
+    seq: int = 1
+    ack: int = 0
+    data: bytes = b""
+    doff: int = 5
+    spoilt: int = 0  # added to the checksum
+
+    def send(self) -> None:
+        ends = [socket.inet_aton(host) for host, _ in (self.source, self.dest)]
+        ports = self.source[1], self.dest[1]
+        parts = (*ports, self.seq, self.ack, self.doff << 4, self.flags, 1024)
+        pseudo = struct.pack("!4s4sBBH", *ends, 0, socket.IPPROTO_TCP, 20 + len(self.data))
+        empty = struct.pack("!HHIIBBHHH", *parts, 0, 0)
+        check = (_sum(pseudo + empty + self.data) + self.spoilt) & 0xFFFF
+        segment = struct.pack("!HHIIBBHHH", *parts, check, 0) + self.data
+        header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 0, 0, 0, 64, socket.IPPROTO_TCP, 0, *ends)
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            raw.sendto(header + segment, (self.dest[0], 0))
+
+
+def _sum(data: bytes) -> int:
+    """RFC 1071."""
+    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21  # include/uapi/linux/tcp.h
+_OFF_SILENTLY, _RECEIVED, _SENT = -1, 1, 2
+
+
+def numbers(end: socket.socket) -> tuple[int, int]:
+    """The sequence numbers that an end of a connection sends and expects next."""
+    end.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+    found = []
+    for queue in (_SENT, _RECEIVED):
+        end.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR_QUEUE, queue)
+        found.append(end.getsockopt(socket.IPPROTO_TCP, TCP_QUEUE_SEQ) & 0xFFFFFFFF)
+    end.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, _OFF_SILENTLY)
+    return found[0], found[1]
+
+
+@dataclass
+class Traffic:
+    """What makes drops while a trace runs, in the first of two namespaces."""
+
+    running: Tracer
+    net: Net
+
+    def seen(self, lport: int, rport: int, **more: object) -> Event:
+        """The first drop between two ports. more: other fields that it has."""
+        wanted = {"lport": lport, "rport": rport, **more}.items()
+        return self.running.wait_for(lambda e: wanted <= e.items())
+
+    def stray(self, segment: Segment) -> Event:
+        segment.send()
+        return self.seen(segment.dest[1], segment.source[1])
+
+
+def forged(client: socket.socket, ahead: int = 0, beyond: int = 0, **more: Any) -> Segment:
+    """One that the client of a connection did not send. ahead: of what it would send next; beyond:
+    what it acknowledges, of what has come."""
+    seq, ack = (number + by for number, by in zip(numbers(client), (ahead, beyond), strict=True))
+    given = {"flags": ACK | PSH, "data": b"x" * 10, **more}
+    ends = client.getsockname(), client.getpeername()
+    return Segment(*ends, seq=seq & 0xFFFFFFFF, ack=ack & 0xFFFFFFFF, **given)
+
+
+def no_socket(made: Traffic) -> Event:
+    return made.stray(Segment(("127.0.0.1", 40001), ("127.0.0.1", 9), SYN))
+
+
+def bad_checksum(made: Traffic) -> Event:
+    return made.stray(Segment(("127.0.0.1", 40002), ("127.0.0.1", 9), SYN, spoilt=1))
+
+
+def short_header(made: Traffic) -> Event:
+    return made.stray(Segment(("127.0.0.1", 40003), ("127.0.0.1", 9), SYN, doff=4))
+
+
+def netfilter(made: Traffic) -> Event:
+    with harness.firewall("tcp sport 40004", "drop"):
+        return made.stray(Segment(("127.0.0.1", 40004), ("127.0.0.1", 9), SYN))
+
+
+def netfilter_output(made: Traffic) -> Event:
+    with harness.firewall("tcp sport 40005", "drop", hook="output"):
+        with contextlib.suppress(PermissionError):
+            Segment(("127.0.0.1", 40005), ("127.0.0.1", 9), SYN).send()
+        return made.seen(40005, 9)
+
+
+def no_route_back(made: Traffic) -> Event:
+    here, there = made.net
+    Path("/proc/sys/net/ipv4/conf/ve0/rp_filter").write_text("1")
+    try:
+        with there.entered():
+            segment = Segment((NOWHERE, 40006), (here.address, 9), SYN)
+            segment.send()
+        return made.seen(9, 40006)
+    finally:
+        Path("/proc/sys/net/ipv4/conf/ve0/rp_filter").write_text("0")
+
+
+def out_of_window(made: Traffic) -> Event:
+    with harness.pair() as (client, _):
+        return made.stray(forged(client, ahead=1 << 30))
+
+
+def old_data(made: Traffic) -> Event:
+    with harness.pair() as (client, accepted):
+        client.sendall(b"x" * 20)
+        assert len(accepted.recv(20, socket.MSG_WAITALL)) == 20
+        return made.stray(forged(client, ahead=-20))
+
+
+def no_flags(made: Traffic) -> Event:
+    with harness.pair() as (client, _):
+        return made.stray(forged(client, flags=0))
+
+
+def unsent_data_acknowledged(made: Traffic) -> Event:
+    with harness.pair() as (client, _):
+        return made.stray(forged(client, beyond=1 << 20))
+
+
+def blind_reset(made: Traffic) -> Event:
+    """In the window, but not the next byte: RFC 5961, 3.2."""
+    with harness.pair() as (client, _):
+        return made.stray(forged(client, flags=RST, ahead=10, data=b""))
+
+
+def socket_filter(made: Traffic) -> Event:
+    """Its only instruction lets nothing pass: struct sock_fprog, struct sock_filter."""
+    with harness.pair() as (client, accepted):
+        instruction = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0))
+        program = struct.pack("HxxxxxxP", 1, ctypes.addressof(instruction))
+        accepted.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+        found = made.stray(forged(client))
+        accepted.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+        return found
+
+
+def listen_overflow(made: Traffic) -> Event:
+    """The last ACK of a handshake; a SYN is consumed. Another client takes the only place."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        port = server.getsockname()[1]
+        with harness.firewall(f"tcp dport {port} tcp flags & (syn|ack) == ack", "drop"):
+            late = harness.connect("127.0.0.1", port)
+        with late, harness.connect("127.0.0.1", port):
+            late.send(b"x")
+            return made.seen(port, late.getsockname()[1], len=1)
+
+
+def full_receive_buffer(made: Traffic) -> Event:
+    with harness.pair() as (client, accepted):
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        first = forged(client, data=b"x" * 1000)
+        for n in range(4):
+            replace(first, seq=(first.seq + n * 1000) & 0xFFFFFFFF).send()
+        return made.seen(accepted.getsockname()[1], client.getsockname()[1], len=1000)
+
+
+def no_socket_ipv6(made: Traffic) -> Event:
+    port = harness.refused_port("::1")
+    with harness.start_connect("::1", port) as client:
+        return made.seen(port, client.getsockname()[1])
+
+
+# Some of these segments the kernel treats as of another kind, by release.
+KINDS: dict[Callable[[Traffic], Event], tuple[str, ...]] = {
+    no_socket: ("NO_SOCKET",),
+    no_socket_ipv6: ("NO_SOCKET",),
+    bad_checksum: ("TCP_CSUM",),
+    short_header: ("PKT_TOO_SMALL",),
+    netfilter: ("NETFILTER_DROP",),
+    netfilter_output: ("NETFILTER_DROP",),
+    no_route_back: ("IP_RPFILTER",),
+    out_of_window: ("TCP_INVALID_SEQUENCE",),
+    old_data: ("TCP_OLD_SEQUENCE", "TCP_OLD_DATA"),
+    no_flags: ("TCP_FLAGS",),
+    unsent_data_acknowledged: ("TCP_ACK_UNSENT_DATA",),
+    blind_reset: ("TCP_RESET",),
+    socket_filter: ("SOCKET_FILTER",),
+    listen_overflow: ("TCP_LISTEN_OVERFLOW",),
+    full_receive_buffer: ("PROTO_MEM",),
+}
+
+
+def _wanted(names: tuple[str, ...]) -> str | None:
+    """What this kernel calls a drop."""
+    known = (Btf().enumerators("skb_drop_reason") or {}).values()
+    return next((name for name in names if f"SKB_DROP_REASON_{name}" in known), None)
+
+
+@pytest.mark.each_variant
+def test_each_kind_of_drop(net: Net) -> None:
+    with net[0].entered(), tracer("drop", "--json") as running:
+        made = Traffic(running, net)
+        found = {kind: kind(made) for kind in KINDS}
+        events = running.events()
+    told = {kind.__name__: e["reason"] for kind, e in found.items()}
+    assert told == {kind.__name__: _wanted(names) for kind, names in KINDS.items()}
+    for e in found.values():
+        same = [x for x in events if all(x[k] == e[k] for k in ("lport", "rport", "seq", "len"))]
+        assert same == [e]
+
