@@ -21,7 +21,7 @@ struct packet {
 	struct sk_buff *skb;
 	struct sock *owner; /* skb->sk: of any kind, as a rule the sender */
 	struct sock *sk;    /* the TCP socket that sends or gets it, NULL: none is known */
-	__u64 location;
+	__u64 place;	    /* behind the call that dropped it */
 	__u32 reason;
 	bool sent;
 };
@@ -43,7 +43,7 @@ static __always_inline bool want_reason(__u32 reason)
 
 static __always_inline void count(const struct packet *packet)
 {
-	struct drop key = {.location = packet->location, .reason = packet->reason};
+	struct drop key = {.place = packet->place, .reason = packet->reason};
 	const struct drop_count none = {};
 	struct drop_count *counters = counters_or_rest(drops, &key, &none);
 
@@ -88,7 +88,8 @@ static __always_inline void tell(void *ctx, const struct packet *packet,
 		.direction = packet->sent ? DIRECTION_SENT : DIRECTION_RECEIVED,
 		.state = state_of(packet->sk),
 		.reason = packet->reason,
-		.location = packet->location,
+		.function = packet->place,
+		.reason_code = packet->reason,
 		.seq = ~0ULL,
 		.ack = ~0ULL,
 		.len = ~0U,
@@ -161,7 +162,7 @@ int kfree_raw(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct packet packet = {
 		.skb = (struct sk_buff *)ctx->args[0],
-		.location = ctx->args[1],
+		.place = ctx->args[1],
 		.reason = has_reason ? (__u32)ctx->args[2] : NO_REASON,
 	};
 
@@ -182,7 +183,7 @@ int BPF_KPROBE(tcp_drop_kprobe, struct sock *sk, struct sk_buff *skb)
 
 	if (has_reason)
 		return 0;
-	BPF_KPROBE_READ_RET_IP(packet.location, ctx);
+	BPF_KPROBE_READ_RET_IP(packet.place, ctx);
 	read_sides(&packet, sk);
 	return freed(ctx, &packet);
 }

@@ -18,19 +18,20 @@ struct drop_event {
 	__u8 direction; /* enum direction */
 	__u8 state;	/* of the socket, 0: none is known */
 	__u32 reason;	/* enum skb_drop_reason, or of the subsystem in the high half; NO_REASON */
-	__u64 location; /* behind the call that dropped it */
+	__u64 function; /* the place in it behind the call that dropped the packet */
 	__u64 seq;	/* all ones: not known */
 	__u64 ack;
 	__u32 len; /* of the payload, all ones: not known */
 	__u32 ifindex;
 	char ifname[16];
-	__u16 flags; /* of the TCP header, or UNKNOWN_FLAGS */
-	__u8 pad[6];
+	__u32 reason_code; /* the reason again, to be shown as a number */
+	__u16 flags;	   /* of the TCP header, or UNKNOWN_FLAGS */
+	__u8 pad[2];
 };
 
 /* --count: where and why, and how many. Mirror: Key in src/tcpcore/tools/drop.py. */
 struct drop {
-	__u64 location;
+	__u64 place; /* as function above */
 	__u32 reason;
 	__u8 pad[4];
 };

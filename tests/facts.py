@@ -34,6 +34,9 @@ class Facts:
     one that was accepted and is open.
 
     provoke: on the open connection, what makes the tool show it.
+
+    packets: it shows packets, whatever connection they are of, and no owner: tests of its own try the
+    filters on it.
     """
 
     header: str = ""
@@ -44,6 +47,7 @@ class Facts:
     listener: int = 0
     queued: int = 0
     kept: int = 0
+    packets: bool = False
     provoke: Act = nothing
 
 

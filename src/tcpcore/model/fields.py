@@ -110,6 +110,9 @@ Address = Annotated[str, Kind("16s", net.address_text)]
 Comm = Annotated[str | None, Kind("16s", _comm)]
 Family = Annotated[str, Kind("H", lambda raw: net.FAMILIES.get(raw, str(raw)))]
 State = Annotated[str, Kind("B", net.state_name)]
+OptionalState = Annotated[str | None, Kind("B", lambda raw: net.state_name(raw) if raw else None)]
+"""None where there is no socket, or none is known."""
+Direction = Annotated[str, Kind("B", ("sent", "received").__getitem__)]
 Result = Annotated[str, Kind("H", net.result_name)]
 CgroupId = Annotated[int | None, Kind("Q", _or_none)]
 """The inode of a cgroup v2 directory."""

@@ -13,7 +13,7 @@ from typing import Annotated
 from tcpcore.errors import LibbpfError, OptionError
 from tcpcore.loader import Btf, Slot, Way
 from tcpcore.model import columns as col
-from tcpcore.model import fields, net
+from tcpcore.model import fields
 from tcpcore.model.counted import Counted
 from tcpcore.model.enums import KernelEnum
 from tcpcore.model.event import ConnectionEvent
@@ -58,9 +58,8 @@ def _flags(raw: int) -> str | None:
     return "|".join(name for bit, name in enumerate(_FLAGS) if raw >> bit & 1)
 
 
-Direction = Annotated[str, fields.Kind("B", ("sent", "received").__getitem__)]
-State = Annotated[str | None, fields.Kind("B", lambda raw: net.state_name(raw) if raw else None)]
 Reason = Annotated[str | None, fields.Kind("I", _reason, enums=(_CORE, _SUBSYSTEMS))]
+Code = Annotated[int | None, fields.Kind("I", lambda raw: None if raw == _NO_REASON else raw)]
 Function = Annotated[str | None, fields.Kind("Q", _function, enums=(_SYMBOLS,))]
 Place = Annotated[str, fields.Kind("Q", _place, enums=(_SYMBOLS,))]
 Length = Annotated[
@@ -77,8 +76,8 @@ class Event(ConnectionEvent):
     None, too, where the packet has no whole TCP header.
     """
 
-    direction: Direction
-    state: State
+    direction: fields.Direction
+    state: fields.OptionalState
     reason: Reason
     function: Function
     seq: fields.SeqNumber
@@ -86,6 +85,7 @@ class Event(ConnectionEvent):
     len: Length
     ifindex: fields.KeyNetns
     ifname: fields.Comm
+    reason_code: Code
     flags: Flags
 
 
@@ -117,6 +117,7 @@ _LINES = Lines(
         Column("DIR", "direction", 8),
         *col.local_remote(39),
         *_WHY,
+        Column("CODE", "reason_code", 6),
         Column("SEQ", "seq", 10),
         Column("ACK", "ack", 10),
         Column("LEN", "len", 5),
@@ -150,12 +151,10 @@ _DROPS = (
     Slot("drops by TCP without a reason", (Way(("kprobe/tcp_drop",)),), required=False),
 )
 
-TOOL = Tool(name="drop", event=Event, kinds=(Stream(_LINES),), slots=_DROPS)
-
 EXAMPLES = (
-    ("drop --wide", "with numbers, length and interface"),
-    ("drop -c -i 10", "counts by reason and place, every ten seconds"),
-    ("drop --reason NO_SOCKET,TCP_CSUM -L 443", "for two reasons, on one port"),
+    ("drop --wide", "with numbers, length, interface"),
+    ("drop -c -i 10", "by reason and place, every 10 s"),
+    ("drop --reason NO_SOCKET -L 443", "for a reason, on a port"),
 )
 
 
@@ -169,25 +168,33 @@ def tool(
 ) -> Tool:
     """by_place: counts by reason and place instead of each packet. reason: names of drop reasons, or
     numbers, with commas between them."""
-    rodata: Rodata = {"count_drops": by_place, **(_targets(reason) if reason else {})}
-    return TOOL._replace(kinds=(_COUNTS if by_place else Stream(_LINES),), rodata=rodata)
+    rodata: Rodata = {"count_drops": by_place, **_targets(_numbers(reason) if reason else [])}
+    return TOOL._replace(kinds=(_COUNTS,) if by_place else TOOL.kinds, rodata=rodata)
 
 
-def _targets(given: str) -> Rodata:
-    names = [part.strip() for part in given.split(",")]
-    wanted = values.limited("reason", _numbers(names))
+def _targets(wanted: list[int]) -> Rodata:
+    padded = wanted + [0] * (values.MAX_TARGETS - len(wanted))
     return {
-        "target_reason": struct.pack(f"={len(wanted)}I", *wanted).ljust(4 * values.MAX_TARGETS, b"\0"),
+        "target_reason": struct.pack(f"={values.MAX_TARGETS}I", *padded),
         "target_reason_count": len(wanted),
     }
 
 
-def _numbers(names: list[str]) -> list[int]:
+TOOL = Tool(
+    name="drop", event=Event, kinds=(Stream(_LINES),), slots=_DROPS, rodata=_targets([])
+)
+
+
+def _numbers(given: str) -> list[int]:
     known = _known()
-    return [int(n) if n.isdecimal() else _number(n, known) for n in names]
+    names = values.limited("reason", [part.strip() for part in given.split(",")])
+    return [_number(name, known) for name in names]
 
 
 def _number(name: str, known: dict[str, int]) -> int:
+    """Of a reason; one of a subsystem is given as a number itself."""
+    if name.isascii() and name.isdigit():
+        return values.number("reason", name, "a drop reason", 0, _NO_REASON - 1)
     if name not in known:
         raise OptionError("reason", f"this kernel has no drop reason '{name}'")
     return known[name]

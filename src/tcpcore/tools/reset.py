@@ -11,7 +11,7 @@ from typing import Annotated
 
 from tcpcore.loader import Slot, Way
 from tcpcore.model import columns as col
-from tcpcore.model import fields, net
+from tcpcore.model import fields
 from tcpcore.model.enums import KernelEnum
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.slots import ACCEPTING, TRANSITIONS, optional
@@ -47,8 +47,6 @@ def _reason(raw: int) -> str | None:
     return _REASONS(raw) if raw else None
 
 
-Direction = Annotated[str, fields.Kind("B", ("sent", "received").__getitem__)]
-State = Annotated[str | None, fields.Kind("B", lambda raw: net.state_name(raw) if raw else None)]
 Reason = Annotated[str | None, fields.Kind("H", _reason, enums=(_REASONS,))]
 Cause = Annotated[str | None, fields.Kind("B", _CAUSES.__getitem__)]
 
@@ -60,8 +58,8 @@ class Event(ConnectionEvent):
     our word for it, the same on all kernels. seq: of the RST.
     """
 
-    direction: Direction
-    state: State
+    direction: fields.Direction
+    state: fields.OptionalState
     reason: Reason
     cause: Cause
     seq: fields.SeqNumber
