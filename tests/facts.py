@@ -35,8 +35,8 @@ class Facts:
 
     provoke: on the open connection, what makes the tool show it.
 
-    packets: it shows packets, whatever connection they are of, and no owner: tests of its own try the
-    filters on it.
+    packets: it shows packets, whatever connection they are of, and no owner: tests of its own try
+    the filters on it.
     """
 
     header: str = ""

@@ -6,7 +6,8 @@ import contextlib
 import ctypes
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ import pytest
 from tcpcore.loader import Btf
 from tests.facts import Facts
 from tests.live import harness
-from tests.live.harness import Event, Namespace, Net, Tracer, tracer
+from tests.live.harness import Event, Net, Tracer, tracer
 
 FACTS = Facts(
     header="IP DIR      LADDR           LPORT RADDR           RPORT STATE       FLAGS       "
     "REASON               FUNCTION",
     fields=frozenset(
-        "direction state reason reason_code function seq ack len ifindex ifname flags".split()
+        {
+            *("direction", "state", "flags", "reason", "reason_code", "function"),
+            *("seq", "ack", "len", "ifindex", "ifname"),
+        }
     ),
     packets=True,
 )
@@ -59,9 +63,9 @@ class Segment:
 
 def _sum(data: bytes) -> int:
     """RFC 1071."""
-    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
+    total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
     total = (total >> 16) + (total & 0xFFFF)
-    return ~(total + (total >> 16)) & 0xFFFF
+    return 0xFFFF & ~(total + (total >> 16))
 
 
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21  # include/uapi/linux/tcp.h
@@ -229,12 +233,18 @@ KINDS: dict[Callable[[Traffic], Event], tuple[str, ...]] = {
 }
 
 
+def _reasons() -> dict[int, str]:
+    """Those of this kernel; none before Linux 5.17."""
+    found = Btf().enumerators("skb_drop_reason") or {}
+    return {number: name.removeprefix("SKB_DROP_REASON_") for number, name in found.items()}
+
+
 def _wanted(names: tuple[str, ...]) -> str | None:
     """What this kernel calls a drop."""
-    known = (Btf().enumerators("skb_drop_reason") or {}).values()
+    known = _reasons().values()
     if not known:
         return None
-    return next((name for name in names if f"SKB_DROP_REASON_{name}" in known), "NOT_SPECIFIED")
+    return next((name for name in names if name in known), "NOT_SPECIFIED")
 
 
 @pytest.mark.each_variant
@@ -249,3 +259,94 @@ def test_each_kind_of_drop(net: Net) -> None:
         same = [x for x in events if all(x[k] == e[k] for k in ("lport", "rport", "seq", "len"))]
         assert same == [e]
 
+
+def _strays(port: int, count: int, flags: int = SYN, **more: Any) -> None:
+    for n in range(count):
+        Segment(("127.0.0.1", 41000 + n), ("127.0.0.1", port), flags, **more).send()
+
+
+def test_counts_equal_what_was_dropped(net: Net) -> None:
+    """By reason and place; nothing is lost in a flood."""
+    with net[0].entered(), tracer("drop", "-c", "--json", "-L", "9") as running:
+        _strays(9, 500)
+        _strays(9, 300, spoilt=1)
+        _strays(10, 20)
+        rows = running.events("flow")
+    found = Counter[str]()
+    for row in rows:
+        assert row["place"].startswith("tcp_v4_rcv+0x")
+        found[row["reason"]] += row["drops"]
+    assert found == Counter({_wanted(("NO_SOCKET",)): 500, _wanted(("TCP_CSUM",)): 300})
+    assert all(r["type"] == "flow" for r in running.records())
+
+
+@pytest.mark.parametrize("options", [["--reason", "TCP_CSUM"], ["--reason", "3,TCP_CSUM"]])
+def test_the_filter_by_reason(net: Net, options: list[str]) -> None:
+    numbers = {name: number for number, name in _reasons().items()}
+    if "TCP_CSUM" not in numbers:
+        pytest.skip("this kernel gives no reasons")
+    wanted = {"TCP_CSUM"} | {_reasons()[3] for option in options if "3" in option}
+    with net[0].entered(), tracer("drop", "--json", "-L", "9", *options) as running:
+        _strays(9, 3)
+        _strays(9, 3, spoilt=1)
+        _strays(9, 1, doff=4)
+        events = running.events()
+    told = [(e["reason"], e["reason_code"]) for e in events]
+    made = ["NO_SOCKET"] * 3 + ["TCP_CSUM"] * 3 + ["PKT_TOO_SMALL"]
+    assert told == [(name, numbers[name]) for name in made if name in wanted]
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        (["--rport", "41001"], [41001]),
+        (["--lport", "10"], []),
+        (["--raddr", "127.0.0.0/8", "--laddr", "127.0.0.1"], [41000, 41001, 41002]),
+        (["--raddr", "10.0.0.0/8"], []),
+        (["-6"], []),
+        (["--pid", "1"], []),  # whose a packet is nobody knows
+        (["--uid", "0"], []),  # nor a user, where there is no socket
+    ],
+)
+@pytest.mark.any_kernel
+def test_the_common_filters(net: Net, options: list[str], seen: list[int]) -> None:
+    where = ["--netns", str(net[0].inode)]
+    with net[0].entered(), tracer("drop", "--json", *where, *options) as running:
+        _strays(9, 3)
+        events = running.events()
+    assert [e["rport"] for e in events if e["lport"] == 9] == seen
+    assert {e["netns"] for e in events} <= {net[0].inode}
+
+
+@pytest.mark.any_kernel
+def test_other_namespaces_are_filtered_out(net: Net) -> None:
+    with tracer("drop", "--json", "--netns", str(net[1].inode)) as running:
+        for namespace in net:
+            with namespace.entered():
+                _strays(9, 1)
+        (answered, e) = running.events()  # the RST has no socket to go to, either
+    assert {answered["netns"], e["netns"]} == {net[1].inode}
+
+
+@pytest.mark.any_kernel
+def test_what_is_not_tcp_and_what_is_consumed_are_no_drops(net: Net) -> None:
+    """A datagram for nobody is dropped for want of a socket as well; a session loses nothing."""
+    with net[0].entered(), tracer("drop", "--json", "--netns", str(net[0].inode)) as running:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"E" * 100, ("127.0.0.1", 9))
+        one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with one, two:
+            one.send(b"E\0\0\x28" + bytes(5) + b"\6" + bytes(30))
+        harness.session()
+        events = running.events()
+    assert [e for e in events if e["reason"] != "QUEUE_PURGE"] == []
+
+
+@pytest.mark.any_kernel
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [("NO_SUCH", "this kernel has no drop reason 'NO_SUCH'"), ("1,", "no drop reason ''")],
+)
+def test_a_wrong_reason_is_told(reason: str, message: str) -> None:
+    done = harness.run("drop", "--reason", reason)
+    assert done.returncode == 2 and message in done.stderr

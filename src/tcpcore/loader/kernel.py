@@ -25,6 +25,7 @@ _ENUMERATORS = {_KIND_ENUM: struct.Struct("=II"), _KIND_ENUM64: struct.Struct("=
 _PARAMETER = struct.Struct("=II")  # struct btf_param
 _TAGS = {4: "struct", 5: "union", 6: "enum", 7: "struct", 19: "enum"}
 _QUALIFIERS = (9, 10, 11, 18)  # volatile, const, restrict, type tags
+_TRACEPOINT = "btf_trace_"  # its typedef: include/trace/bpf_probe.h
 _NO_FUNCTION = 1  # BTF's first type is a number
 # include/uapi/linux/bpf.h; r0 = 0; exit
 _PROG_TYPE_TRACING, _TRACE_FENTRY = 26, 24
@@ -51,7 +52,8 @@ class Btf:
 
     def types(self, name: str) -> tuple[str, ...] | None:
         """The parameter types of a kernel function or a tracepoint, as C spells them; None if there
-        is no such.
+        is no such. Of a tracepoint alone where its name is given as btf_trace_NAME: kfree_skb is a
+        function, too, in kernels before Linux 5.17.
 
         Raises LibbpfError where the kernel's BTF cannot be read.
         """
@@ -105,7 +107,7 @@ class Btf:
         found = self._function(name)
         if found is not None:
             return self._target(found)
-        found = self._find(f"btf_trace_{name}", _KIND_TYPEDEF)
+        found = self._find(_TRACEPOINT + name.removeprefix(_TRACEPOINT), _KIND_TYPEDEF)
         return None if found is None else self._target(self._target(found))
 
     def _type(self, number: int) -> ffi.BtfType:
@@ -227,12 +229,14 @@ def cannot(section: str, btf: Btf, types: Sequence[str] = ()) -> str | None:
     kind, _, target = section.partition("/")
     if kind in ("kprobe", "kretprobe") and not has_kprobes():
         return "the kernel is built without kprobes"
-    if kind in ("kprobe", "kretprobe", "tp_btf") and types:
+    if kind in ("kprobe", "kretprobe") and types:
         return no_btf() or _other_types(target, btf, types)
+    if kind == "tp_btf" and types:
+        return no_btf() or _other_types(_TRACEPOINT + target, btf, types)
     if kind == "tp_btf":
         return no_btf()  # libbpf finds out what is missing: reading the BTF twice would cost 8 ms
     if kind == "raw_tp" and types and not no_btf():
-        return _other_types(target, btf, types)
+        return _other_types(_TRACEPOINT + target, btf, types)
     if kind in ("fentry", "fexit"):
         return no_btf() or _forbids_fentry() or _not_traceable(target, btf, types)
     return None

@@ -43,7 +43,7 @@ def _reason(raw: int) -> str | None:
 
 def _function(raw: int) -> str | None:
     found = _SYMBOLS(raw)
-    return found and found.function
+    return found.function if found else None
 
 
 def _place(raw: int) -> str:
@@ -166,8 +166,8 @@ def tool(
         str, Option("Only for these, as NO_SOCKET,TCP_CSUM.", metavar="REASONS")
     ] = "",
 ) -> Tool:
-    """by_place: counts by reason and place instead of each packet. reason: names of drop reasons, or
-    numbers, with commas between them."""
+    """by_place: counts by reason and place instead of each packet. reason: names of drop reasons,
+    or numbers, with commas between them."""
     rodata: Rodata = {"count_drops": by_place, **_targets(_numbers(reason) if reason else [])}
     return TOOL._replace(kinds=(_COUNTS,) if by_place else TOOL.kinds, rodata=rodata)
 
@@ -180,9 +180,7 @@ def _targets(wanted: list[int]) -> Rodata:
     }
 
 
-TOOL = Tool(
-    name="drop", event=Event, kinds=(Stream(_LINES),), slots=_DROPS, rodata=_targets([])
-)
+TOOL = Tool(name="drop", event=Event, kinds=(Stream(_LINES),), slots=_DROPS, rodata=_targets([]))
 
 
 def _numbers(given: str) -> list[int]:
