@@ -11,10 +11,14 @@ EVENT(drop_event);
 
 /* What the tracepoint passes: a reason since Linux 5.17 (c504e5c2f964), a socket since 6.11. */
 const volatile bool has_reason, has_receiver;
-const volatile bool count_drops; /* in the kernel, rather than send events */
+const volatile bool count_drops;    /* in the kernel, rather than send events */
+const volatile __u32 most_a_second; /* events; the rest is counted. 0: all are sent */
 const volatile __u32 target_reason[MAX_TARGETS], target_reason_count;
 
 AGGREGATE(drops, struct drop, struct drop_count);
+
+__u64 second; /* of the events that were sent last */
+__u32 sent_in_second;
 
 /* A packet that the kernel lets go of. */
 struct packet {
@@ -51,6 +55,24 @@ static __always_inline void count(const struct packet *packet)
 		add(&counters->drops, 1);
 	else
 		lose_socket();
+}
+
+/*
+ * Two CPUs may both be told that there is room, and some more be sent than the limit is: an addition
+ * that tells what was there needs Linux 5.12.
+ */
+static __always_inline bool is_over_rate(void)
+{
+	__u64 now = bpf_ktime_get_ns() / 1000000000;
+
+	if (now != second) {
+		second = now;
+		sent_in_second = 0;
+	}
+	if (sent_in_second >= most_a_second)
+		return true;
+	__sync_fetch_and_add(&sent_in_second, 1);
+	return false;
 }
 
 /* The connection as this host sees it. */
@@ -137,7 +159,7 @@ static __always_inline int freed(void *ctx, struct packet *packet)
 	read_owner(&owner, packet->sk, state_of(packet->sk));
 	if (!want_netns(conn.netns) || !owner.wanted)
 		return 0;
-	if (count_drops)
+	if (count_drops || (most_a_second && is_over_rate()))
 		count(packet);
 	else
 		tell(ctx, packet, &segment, &conn, &owner, dev);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import socket
 import struct
 from collections import Counter
@@ -280,6 +281,17 @@ def test_counts_equal_what_was_dropped(net: Net) -> None:
     assert all(r["type"] == "flow" for r in running.records())
 
 
+def test_what_is_beyond_the_rate_is_counted(net: Net) -> None:
+    with net[0].entered(), tracer("drop", "--rate", "5", "--json", "-L", "9") as running:
+        _strays(9, 200)
+        events = running.events()
+        rows = [r for r in running.records() if r["type"] == "flow"]
+    assert len(events) + sum(row["drops"] for row in rows) == 200
+    assert {e["reason"] for e in events} == {row["reason"] for row in rows}
+    seconds = Counter(e["ts_ns"] // 1_000_000_000 for e in events)
+    assert seconds and max(seconds.values()) <= 5 + os.cpu_count()
+
+
 @pytest.mark.parametrize("options", [["--reason", "TCP_CSUM"], ["--reason", "3,TCP_CSUM"]])
 def test_the_filter_by_reason(net: Net, options: list[str]) -> None:
     numbers = {name: number for number, name in _reasons().items()}
@@ -350,3 +362,10 @@ def test_what_is_not_tcp_and_what_is_consumed_are_no_drops(net: Net) -> None:
 def test_a_wrong_reason_is_told(reason: str, message: str) -> None:
     done = harness.run("drop", "--reason", reason)
     assert done.returncode == 2 and message in done.stderr
+
+
+@pytest.mark.any_kernel
+@pytest.mark.parametrize("options", [["--rate", "x"], ["--rate", "1", "-c"]])
+def test_a_wrong_rate_is_told(options: list[str]) -> None:
+    done = harness.run("drop", *options)
+    assert done.returncode == 2 and "rate" in done.stderr

@@ -197,6 +197,15 @@ def test_a_tool_without_enums_reads_no_types(types: FakeTypes) -> None:
     assert types.read == 0
 
 
+def test_a_function_is_not_taken_for_a_tracepoint(types: FakeTypes) -> None:
+    """Before Linux 5.17 there was a function by the name of the tracepoint kfree_skb."""
+    btf = kernel.Btf()
+    assert [btf.types("btf_trace_t"), btf.types("btf_trace_f")] == [PARAMETERS, None]
+    wanted = [", ".join(PARAMETERS)]
+    assert kernel.cannot("raw_tp/f", btf, wanted) == "no f in kernel BTF"
+    assert kernel.cannot("tp_btf/f", btf, wanted) == "no f in kernel BTF"
+
+
 @pytest.mark.parametrize("kind", ["kprobe", "kretprobe", "raw_tp"])
 def test_a_way_of_another_shape_is_refused_where_btf_tells(
     types: FakeTypes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str

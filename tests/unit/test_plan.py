@@ -40,7 +40,7 @@ class FakeBtf:
 
     def types(self, function: str) -> tuple[str, ...] | None:
         self.asked.append(function)
-        found = self._functions.get(function)
+        found = self._functions.get(function.removeprefix("btf_trace_"))
         return None if found is None else tuple(found.split(", "))
 
     def fentry_refusal(self, function: str) -> str | None:

@@ -247,11 +247,12 @@ def _other_types(name: str, btf: Btf, wanted: Sequence[str]) -> str | None:
         found = btf.types(name)
     except LibbpfError as e:
         return f"no kernel BTF ({e})"
+    told = name.removeprefix(_TRACEPOINT)
     if found is None:
-        return f"no {name} in kernel BTF"
+        return f"no {told} in kernel BTF"
     spelled = ", ".join(found)
     if wanted and spelled not in wanted:
-        return f"{name} takes ({spelled}), not ({wanted[0]})"
+        return f"{told} takes ({spelled}), not ({wanted[0]})"
     return None
 
 

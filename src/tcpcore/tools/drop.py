@@ -6,6 +6,7 @@ name; FUNCTION is what dropped the packet. STATE is `-` where no socket is known
 
 from __future__ import annotations
 
+import math
 import struct
 from contextlib import closing
 from typing import Annotated
@@ -165,11 +166,22 @@ def tool(
     reason: Annotated[
         str, Option("Only for these, as NO_SOCKET,TCP_CSUM.", metavar="REASONS")
     ] = "",
+    rate: Annotated[
+        float, Option("Show so many a second at most, and count the rest.", metavar="N")
+    ] = 0,
 ) -> Tool:
     """by_place: counts by reason and place instead of each packet. reason: names of drop reasons,
-    or numbers, with commas between them."""
-    rodata: Rodata = {"count_drops": by_place, **_targets(_numbers(reason) if reason else [])}
-    return TOOL._replace(kinds=(_COUNTS,) if by_place else TOOL.kinds, rodata=rodata)
+    or numbers, with commas between them. rate: so many a second at most; the others are counted as
+    with by_place. 0: all."""
+    if by_place and rate:
+        raise OptionError("rate", "there is nothing to limit with `by_place`, which counts")
+    most = math.ceil(values.decimal("rate", rate, "a number of packets"))
+    rodata = {"count_drops": by_place, "most_a_second": most}
+    counts = (_COUNTS,) if by_place or rate else ()
+    return TOOL._replace(
+        kinds=counts if by_place else (*TOOL.kinds, *counts),
+        rodata={**rodata, **_targets(_numbers(reason) if reason else [])},
+    )
 
 
 def _targets(wanted: list[int]) -> Rodata:
