@@ -11,7 +11,8 @@ EVENT(drop_event);
 
 /* What the tracepoint passes: a reason since Linux 5.17 (c504e5c2f964), a socket since 6.11. */
 const volatile bool has_reason, has_receiver;
-const volatile bool count_drops;    /* in the kernel, rather than send events */
+const volatile bool count_drops; /* in the kernel, rather than send events */
+const volatile bool with_stack;
 const volatile __u32 most_a_second; /* events; the rest is counted. 0: all are sent */
 const volatile __u32 target_reason[MAX_TARGETS], target_reason_count;
 
@@ -105,7 +106,10 @@ static __always_inline void tell(void *ctx, const struct packet *packet,
 				 const struct owner *owner, struct net_device *dev)
 {
 	struct sk_buff *skb = packet->skb;
-	struct drop_event event = {
+	struct drop_with_stack told = {.place = packet->place};
+	struct drop_event *event = &told.event;
+
+	*event = (struct drop_event){
 		.ts_ns = bpf_ktime_get_ns(),
 		.direction = packet->sent ? DIRECTION_SENT : DIRECTION_RECEIVED,
 		.state = state_of(packet->sk),
@@ -119,18 +123,23 @@ static __always_inline void tell(void *ctx, const struct packet *packet,
 	};
 
 	if (segment->is_whole) {
-		event.seq = segment->seq;
-		event.ack = segment->ack;
-		event.len = segment->len;
-		event.flags = segment->flags;
+		event->seq = segment->seq;
+		event->ack = segment->ack;
+		event->len = segment->len;
+		event->flags = segment->flags;
 	}
-	event.ifindex = BPF_CORE_READ(skb, skb_iif); /* stays when TCP takes the device away */
+	event->ifindex = BPF_CORE_READ(skb, skb_iif); /* stays when TCP takes the device away */
 	if (dev) {
-		event.ifindex = BPF_CORE_READ(dev, ifindex);
-		BPF_CORE_READ_STR_INTO(&event.ifname, dev, name);
+		event->ifindex = BPF_CORE_READ(dev, ifindex);
+		BPF_CORE_READ_STR_INTO(&event->ifname, dev, name);
 	}
-	describe(&event, conn, owner);
-	emit(ctx, &event, sizeof(event));
+	describe(event, conn, owner);
+	if (with_stack) {
+		bpf_get_stack(ctx, told.frames, sizeof(told.frames), 0);
+		emit(ctx, &told, sizeof(told));
+	} else {
+		emit(ctx, event, sizeof(*event));
+	}
 }
 
 static __always_inline bool read_packet(struct segment *segment, const struct packet *packet)

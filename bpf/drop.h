@@ -29,6 +29,15 @@ struct drop_event {
 	__u8 pad[2];
 };
 
+#define MAX_FRAMES 16
+
+/* --stack. Mirror: WithStack in src/tcpcore/tools/drop.py. */
+struct drop_with_stack {
+	struct drop_event event;
+	__u64 place; /* as event.function: where in the frames the kernel's own begin */
+	__u64 frames[MAX_FRAMES]; /* return addresses, 0 behind the last one */
+};
+
 /* --count: where and why, and how many. Mirror: Key in src/tcpcore/tools/drop.py. */
 struct drop {
 	__u64 place; /* as function above */

@@ -53,6 +53,17 @@ def _place(raw: int) -> str:
     return (f"{found.function}+{found.offset:#x}" if found else "?") if raw else fields.OTHER
 
 
+_STACK = struct.Struct("=17Q")  # the place of the drop, and the frames
+
+
+def _stack(raw: bytes) -> str | None:
+    """From the place of the drop on: what comes before is the tracepoint's and our program's."""
+    place, *frames = filter(None, _STACK.unpack(raw))
+    if not frames:
+        return None
+    return ";".join(map(_place, frames[frames.index(place) if place in frames else 0 :]))
+
+
 def _flags(raw: int) -> str | None:
     if raw == _UNKNOWN_FLAGS:
         return None
@@ -63,6 +74,15 @@ Reason = Annotated[str | None, fields.Kind("I", _reason, enums=(_CORE, _SUBSYSTE
 Code = Annotated[int | None, fields.Kind("I", lambda raw: None if raw == _NO_REASON else raw)]
 Function = Annotated[str | None, fields.Kind("Q", _function, enums=(_SYMBOLS,))]
 Place = Annotated[str, fields.Kind("Q", _place, enums=(_SYMBOLS,))]
+Stack = Annotated[
+    str | None,
+    fields.Kind(
+        f"2x{_STACK.size}s",  # struct drop_event ends with two bytes that fill it up
+        _stack,
+        text=lambda stack: "".join(f"\n        {frame}" for frame in (stack or "-").split(";")),
+        enums=(_SYMBOLS,),
+    ),
+]
 Length = Annotated[
     int | None, fields.Kind("I", lambda raw: None if raw == _UNKNOWN_LEN else raw, few=False)
 ]
@@ -88,6 +108,13 @@ class Event(ConnectionEvent):
     ifname: fields.Comm
     reason_code: Code
     flags: Flags
+
+
+class WithStack(Event):
+    """With --stack. Mirror of struct drop_with_stack. stack: places, the innermost first, with `;`
+    between them."""
+
+    stack: Stack
 
 
 class Key(Value):
@@ -166,20 +193,24 @@ def tool(
     reason: Annotated[
         str, Option("Only for these, as NO_SOCKET,TCP_CSUM.", metavar="REASONS")
     ] = "",
+    stack: Annotated[bool, Option("Show where the kernel came from, a line a frame.")] = False,
     rate: Annotated[
         float, Option("Show so many a second at most, and count the rest.", metavar="N")
     ] = 0,
 ) -> Tool:
     """by_place: counts by reason and place instead of each packet. reason: names of drop reasons,
-    or numbers, with commas between them. rate: so many a second at most; the others are counted as
+    or numbers, with commas between them. stack: where the kernel came from. rate: so many a second at most; the others are counted as
     with by_place. 0: all."""
     if by_place and rate:
         raise OptionError("rate", "there is nothing to limit with `by_place`, which counts")
     most = math.ceil(values.decimal("rate", rate, "a number of packets"))
-    rodata = {"count_drops": by_place, "most_a_second": most}
+    if by_place and stack:
+        raise OptionError("stack", "there are no lines with `by_place`, which counts")
+    rodata = {"count_drops": by_place, "most_a_second": most, "with_stack": stack}
     counts = (_COUNTS,) if by_place or rate else ()
-    return TOOL._replace(
-        kinds=counts if by_place else (*TOOL.kinds, *counts),
+    told = _WITH_STACK if stack else TOOL
+    return told._replace(
+        kinds=counts if by_place else (*told.kinds, *counts),
         rodata={**rodata, **_targets(_numbers(reason) if reason else [])},
     )
 
@@ -193,6 +224,20 @@ def _targets(wanted: list[int]) -> Rodata:
 
 
 TOOL = Tool(name="drop", event=Event, kinds=(Stream(_LINES),), slots=_DROPS, rodata=_targets([]))
+# At the end of the line, so without padding.
+_FRAMES = Column("STACK", "stack", 0)
+_WITH_STACK = TOOL._replace(
+    event=WithStack,
+    kinds=(
+        Stream(
+            _LINES._replace(
+                row=WithStack,
+                columns=(*_LINES.columns, _FRAMES),
+                wide=(*_LINES.wide, _FRAMES),
+            )
+        ),
+    ),
+)
 
 
 def _numbers(given: str) -> list[int]:
