@@ -58,7 +58,8 @@ _STACK = struct.Struct("=17Q")  # the place of the drop, and the frames
 
 def _stack(raw: bytes) -> str | None:
     """From the place of the drop on: what comes before is the tracepoint's and our program's."""
-    place, *frames = filter(None, _STACK.unpack(raw))
+    place, *frames = _STACK.unpack(raw)
+    frames = [frame for frame in frames if frame]
     if not frames:
         return None
     return ";".join(map(_place, frames[frames.index(place) if place in frames else 0 :]))
@@ -199,8 +200,8 @@ def tool(
     ] = 0,
 ) -> Tool:
     """by_place: counts by reason and place instead of each packet. reason: names of drop reasons,
-    or numbers, with commas between them. stack: where the kernel came from. rate: so many a second at most; the others are counted as
-    with by_place. 0: all."""
+    or numbers, with commas between them. stack: where the kernel came from. rate: so many a second
+    at most; the others are counted as with by_place. 0: all."""
     if by_place and rate:
         raise OptionError("rate", "there is nothing to limit with `by_place`, which counts")
     most = math.ceil(values.decimal("rate", rate, "a number of packets"))
