@@ -261,6 +261,8 @@ def test_each_kind_of_drop(net: Net) -> None:
         events = running.events()
     told = {kind.__name__: e["reason"] for kind, e in found.items()}
     assert told == {kind.__name__: _wanted(names) for kind, names in kinds.items()}
+    sent = {kind for kind, e in found.items() if e["direction"] == "sent"}
+    assert sent == {netfilter_output} & kinds.keys()
     for e in found.values():
         same = [x for x in events if all(x[k] == e[k] for k in ("lport", "rport", "seq", "len"))]
         assert same == [e]
