@@ -9,6 +9,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.live.harness import Event, Namespace, Net, Tracer, tracer
 
 # include/uapi/asm-generic/socket.h, linux/in.h, linux/in6.h
 SO_MEMINFO, IP_MINTTL, IPV6_MINHOPCOUNT = 55, 21, 73
+BTF_KIND_STRUCT = 4  # linux/btf.h
 PROBES = "loss probes with new data"
 
 
@@ -76,10 +78,11 @@ def of(events: list[Event], sender: socket.socket) -> list[Event]:
 
 
 def tells_failures() -> bool:
-    """Whether this kernel's tracepoint shows attempts that failed."""
+    """Whether this kernel's tracepoint shows attempts that failed: since then its record has a
+    struct of its own."""
     btf = kernel.Btf()
     try:
-        return len(btf.types("tcp_retransmit_skb") or ()) == 3
+        return btf._find("trace_event_raw_tcp_retransmit_skb", BTF_KIND_STRUCT) is not None
     finally:
         btf.close()
 
@@ -150,7 +153,6 @@ def test_a_syn_without_an_answer(net: Net) -> None:
     assert found["srtt_us"] is None and found["segs"] == 1
 
 
-@pytest.mark.each_variant
 @pytest.mark.parametrize("way", ["tp_btf", "raw_tp"])
 def test_a_syn_ack_has_the_owner_of_its_listener(way: str, net: Net) -> None:
     """Of an older listener, too, and whatever the filters; here of IPv4, on one for IPv6."""
@@ -201,6 +203,15 @@ def no_route(end: Namespace) -> Iterator[None]:
         harness.sh(f"ip -n {end.name} route add {route} src {end.address}")
 
 
+def sent_again() -> int:
+    return harness.kernel_counters()["TcpRetransSegs"]
+
+
+def backoff(sender: socket.socket) -> int:
+    """How often a timeout has doubled the next one: tcpi_backoff, linux/tcp.h."""
+    return sender.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)[4]
+
+
 @pytest.mark.each_variant
 @pytest.mark.parametrize("way", ["tp_btf", "raw_tp"])
 def test_attempts_that_fail_are_told_apart(way: str, net: Net) -> None:
@@ -215,20 +226,20 @@ def test_attempts_that_fail_are_told_apart(way: str, net: Net) -> None:
             tracer("retrans", *arguments) as running,
             tracer("retrans", "-c", *arguments) as counting,
         ):
-            before = harness.kernel_counters()["TcpRetransSegs"]
+            before = sent_again()
             with deaf(accepted):
                 client.sendall(b"x")
                 harness.until(lambda: dropped(accepted))
                 with no_route(here):
-                    # Each timeout doubles the next one: tcpi_backoff, linux/tcp.h.
-                    harness.until(lambda: client.getsockopt(socket.IPPROTO_TCP, 11, 104)[4] >= 2)
-                    failed = harness.kernel_counters()["TcpRetransSegs"] == before
+                    sent, doubled = sent_again(), backoff(client)
+                    harness.until(lambda: backoff(client) > doubled)
+                    assert sent_again() == sent
             assert accepted.recv(1) == b"x"
-            sent = harness.kernel_counters()["TcpRetransSegs"] - before
+            sent = sent_again() - before
             rows = of(running.events(), client)
             (counted,) = of(counting.events("flow"), client)
     results = Counter(e["result"] for e in rows)
-    assert failed and results["ok"] == counted["retransmits"] == counted["segs"] == sent > 0
+    assert results["ok"] == counted["retransmits"] == counted["segs"] == sent > 0
     assert results.keys() == ({"ok", "EHOSTUNREACH"} if tells_failures() else {"ok"})
     assert counted["failed"] == results["EHOSTUNREACH"]
 
@@ -257,7 +268,7 @@ def test_counts_follow_no_sockets_unless_a_filter_asks_for_owners() -> None:
 
 # Against the kernel's own counters.
 
-CONNECTIONS, BULK, REQUESTS = (6, 200_000, 6) if harness.EMULATED else (16, 400_000, 10)
+CONNECTIONS, BULK, REQUESTS = (4, 100_000, 4) if harness.EMULATED else (16, 400_000, 10)
 COUNTERS = ("TcpRetransSegs", "TcpExtTCPLossProbes", "TcpExtTCPSynRetrans", "TcpExtTCPRetransFail")
 
 
@@ -289,9 +300,11 @@ def talk(address: tuple[str, int]) -> None:
             assert client.recv(1) == b"y"
 
 
-def open_sockets(end: Namespace) -> str:
+def open_sockets(end: Namespace) -> list[str]:
+    """All but those in TIME_WAIT, which send nothing again (proc_net_tcp.rst)."""
     with end.entered():
-        return harness.sh("ss -Htn state connected exclude time-wait")
+        _, *lines = Path("/proc/thread-self/net/tcp").read_text().splitlines()
+    return [line for line in lines if line.split()[3] != "06"]
 
 
 def all_talk(here: Namespace, there: Namespace) -> None:
