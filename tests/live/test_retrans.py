@@ -269,6 +269,7 @@ def test_counts_follow_no_sockets_unless_a_filter_asks_for_owners() -> None:
 # Against the kernel's own counters.
 
 CONNECTIONS, BULK, REQUESTS = (4, 100_000, 4) if harness.EMULATED else (16, 400_000, 10)
+LOSSES = 3 if harness.EMULATED else 50
 COUNTERS = ("TcpRetransSegs", "TcpExtTCPLossProbes", "TcpExtTCPSynRetrans", "TcpExtTCPRetransFail")
 
 
@@ -307,6 +308,11 @@ def open_sockets(end: Namespace) -> list[str]:
     return [line for line in lines if line.split()[3] != "06"]
 
 
+def lost_segments(end: Namespace) -> int:
+    with end.entered():
+        return sent_again()
+
+
 def all_talk(here: Namespace, there: Namespace) -> None:
     """Returns when the last of them is gone, and so nothing will be sent again."""
     with there.entered(), harness.listener(there.address) as server:
@@ -339,7 +345,8 @@ def test_the_counts_are_the_kernels(attach: str) -> None:
             tracer("retrans", "--json", "--fail-on-loss", *wanted) as running,
             tracer("retrans", "-c", "--json", *wanted) as counting,
         ):
-            all_talk(here, there)
+            while lost_segments(here) + lost_segments(there) < LOSSES:  # netem loses at random
+                all_talk(here, there)
             rows, flows = running.events(), counting.events("flow")
         for end in (here, there):
             with end.entered():
@@ -349,7 +356,7 @@ def test_the_counts_are_the_kernels(attach: str) -> None:
             if not sees_all_probes(running):
                 assert mine["TcpExtTCPLossProbes"] <= kernels["TcpExtTCPLossProbes"]
                 kernels["TcpExtTCPLossProbes"] = mine["TcpExtTCPLossProbes"]
-            assert mine == kernels and kernels["TcpRetransSegs"] > 0
+            assert mine == kernels
             counted = [flow for flow in flows if flow["netns"] == end.inode]
             assert sum(flow["segs"] for flow in counted) == kernels["TcpRetransSegs"]
             assert sum(flow["probes"] for flow in counted) == kernels["TcpExtTCPLossProbes"]
