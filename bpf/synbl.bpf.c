@@ -175,7 +175,7 @@ static __always_inline void destroy(void *ctx, struct sock *sk, const bool direc
 static __always_inline bool seeded(struct part *part, struct sock *sk, int state)
 {
 	begin(part, sk);
-	return state == TCP_LISTEN;
+	return state == TCP_LISTEN && !is_rejected(sk, state, BY_HELPER);
 }
 
 /* Run by user space for each listener, before a report. */

@@ -295,6 +295,25 @@ struct inet_connection_sock {
 	struct request_sock_queue icsk_accept_queue;
 	__u32 icsk_user_timeout;
 	__u8 icsk_probes_out;
+	__u32 icsk_rto;		/* in jiffies */
+	__u8 icsk_ca_state : 5; /* enum tcp_ca_state */
+	__u8 icsk_retransmits;	/* timeouts in a row */
+	__u8 icsk_pending;	/* what its timer is for */
+};
+
+/* Of a handshake that is not over: the connection has no full socket yet. */
+struct request_sock {
+	struct sock_common __req_common;
+	__u8 num_retrans;
+};
+
+struct inet_request_sock {
+	struct request_sock req;
+};
+
+struct tcp_request_sock {
+	struct inet_request_sock req;
+	__u32 snt_isn; /* sequence number of our SYN */
 };
 
 /* Absent where the kernel is built without MPTCP. */
@@ -320,12 +339,14 @@ struct tcp_sock {
 	__u32 snd_nxt;
 	__u32 snd_una;
 	__u32 write_seq;
+	__u32 packets_out;
 	__u32 total_retrans;
 	bool is_mptcp; /* a subflow; absent where the kernel is built without MPTCP */
 	__u32 srtt_us; /* times 8 */
 	__u32 mdev_us; /* times 4 */
 	struct minmax rtt_min;
 	__u32 snd_cwnd;
+	__u32 snd_ssthresh;
 	__u32 mss_cache;
 	__u32 rcv_ooopack;
 	__u32 rate_delivered;
@@ -339,7 +360,8 @@ struct tcp_sock {
 struct tcp_skb_cb {
 	__u32 seq;
 	__u32 end_seq;
-	__u16 tcp_flags; /* __u8 before Linux 6.15; FIN is in the first byte either way */
+	__u16 tcp_gso_segs; /* how many segments it is on the wire */
+	__u16 tcp_flags;    /* __u8 before Linux 6.15; all that we ask is in the first byte */
 };
 
 #pragma clang attribute pop
@@ -399,6 +421,7 @@ enum { /* include/net/tcp_states.h */
 #define EADDRNOTAVAIL 99
 #define ECONNABORTED 103
 #define ECONNRESET 104
+#define ENOBUFS 105
 #define ETIMEDOUT 110
 #define ECONNREFUSED 111
 #define EALREADY 114

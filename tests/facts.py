@@ -31,7 +31,8 @@ class Facts:
     socket.
 
     Entries in the tool's map: queued: ends of a connection that waits to be accepted. kept: ends of
-    one that was accepted and is open.
+    one that was accepted and is open. listening: of a listening socket, also where filters ask for
+    a peer, which it has not.
 
     provoke: on the open connection, what makes the tool show it.
 
@@ -48,6 +49,7 @@ class Facts:
     queued: int = 0
     kept: int = 0
     packets: bool = False
+    listening: int = 0
     provoke: Act = nothing
 
 

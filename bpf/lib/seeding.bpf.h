@@ -11,7 +11,10 @@
 #include "lib/entry.bpf.h"
 #include "lib/task.bpf.h"
 
-/* part: all zeros. False when the tool does not follow a socket in this state. */
+/*
+ * part: all zeros. False when the tool does not follow a socket in this state. The filters have
+ * rejected others already, but no listeners: what passes may be their connections.
+ */
 static __always_inline bool seeded(struct part *part, struct sock *sk, int state);
 
 /* The TCP socket of an open file, NULL if it is none. */
@@ -28,8 +31,12 @@ static __always_inline void seed(struct sock *sk, struct task_struct *task)
 	__u64 key = (__u64)sk;
 	int state = sk_read(sk, __sk_common.skc_state, BY_HELPER);
 
-	if (read_tuple(&new.conn, sk, state, BY_HELPER) != TUPLE_WANTED ||
-	    !seeded(&new.part, sk, state))
+	if (read_tuple(&new.conn, sk, state, BY_HELPER) != TUPLE_WANTED) {
+		if (state != TCP_LISTEN)
+			return;
+		new.conn.family = 0;
+	}
+	if (!seeded(&new.part, sk, state))
 		return;
 	other_owner(&new.owner, sk, task);
 	known = find(sk);

@@ -439,6 +439,33 @@ def every(nth: int) -> str:
     return f"numgen inc mod {nth} == {nth - 1}"
 
 
+@contextlib.contextmanager
+def netem(end: Namespace, what: str) -> Iterator[bool]:
+    """What leaves by its end of the link is delayed or lost (tc-netem(8)). False: nothing is, on a
+    kernel without netem; those of the machines have it."""
+    command = f"tc -n {end.name} qdisc replace dev ve0 root netem {what}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    if done.returncode:
+        assert not EMULATED, done.stderr
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        sh(f"tc -n {end.name} qdisc del dev ve0 root")
+
+
+def kernel_counters() -> dict[str, int]:
+    """Those of the thread's namespace, by the names that nstat(8) has for them."""
+    found: dict[str, int] = {}
+    for file in ("snmp", "netstat"):
+        lines = Path("/proc/thread-self/net", file).read_text().splitlines()
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            kind, *each = names.replace(":", "").split()
+            found |= {kind + x: int(y) for x, y in zip(each, values.split()[1:], strict=True)}
+    return found
+
+
 def lose_a_segment(here: Namespace, there: Namespace) -> None:
     """A connection from here to there, whose first segment with data has to be sent again."""
     with there.entered(), listener(there.address) as server:

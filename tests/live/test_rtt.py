@@ -10,7 +10,6 @@ import re
 import shlex
 import socket
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -580,17 +579,11 @@ DELAYS = (20, 80)  # ms; their buckets have another one between them
 
 @contextlib.contextmanager
 def delayed(end: Namespace, delay: int) -> Iterator[None]:
-    """What leaves by its end of the link comes later (tc-netem(8)). Few kernels have it; those of
-    the machines do."""
-    command = f"tc -n {end.name} qdisc replace dev ve0 root netem delay {delay}ms"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True)
-    if done.returncode and not harness.EMULATED:
-        pytest.skip(f"this kernel has no netem: {done.stderr.strip()}")
-    assert done.returncode == 0, done.stderr
-    try:
+    """What leaves by its end of the link comes later."""
+    with harness.netem(end, f"delay {delay}ms") as there_is:
+        if not there_is:
+            pytest.skip("this kernel has no netem")
         yield
-    finally:
-        harness.sh(f"tc -n {end.name} qdisc del dev ve0 root")
 
 
 def ss_rtt(end: Namespace, port: int) -> float:
