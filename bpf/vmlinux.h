@@ -262,9 +262,15 @@ struct request_sock_queue {
 	atomic_t qlen; /* the SYN queue: requests whose handshake is not over */
 };
 
+struct tcp_congestion_ops {
+	char name[16];
+};
+
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
 	struct request_sock_queue icsk_accept_queue;
+	const struct tcp_congestion_ops *icsk_ca_ops;
+	__u8 icsk_ca_state : 5;
 };
 
 /* Absent where the kernel is built without MPTCP. */
@@ -295,6 +301,7 @@ struct tcp_sock {
 	__u32 mdev_us; /* times 4 */
 	struct minmax rtt_min;
 	__u32 snd_cwnd;
+	__u32 snd_ssthresh;
 	__u32 mss_cache;
 	__u32 rcv_ooopack;
 	__u32 rate_delivered;
