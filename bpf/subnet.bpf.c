@@ -24,10 +24,12 @@ struct {
 	__type(value, struct subnet);
 } subnets SEC(".maps");
 
-static __always_inline void sum_up(struct subnet_count *sums, struct sock *sk)
+static __always_inline bool sum_up(struct subnet_count *sums, const struct part *part,
+				   struct sock *sk)
 {
 	sums->rx_bytes = received_bytes(sk);
 	sums->tx_bytes = sent_bytes(sk);
+	return true;
 }
 
 static __always_inline void account(struct sock *sk, const struct conn *conn,

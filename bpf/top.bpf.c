@@ -19,7 +19,7 @@ struct sums {
 
 AGGREGATE(sessions, struct session, struct session_count);
 
-static __always_inline void sum_up(struct sums *sums, struct sock *sk)
+static __always_inline bool sum_up(struct sums *sums, const struct part *part, struct sock *sk)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
 	struct waits waits;
@@ -32,6 +32,7 @@ static __always_inline void sum_up(struct sums *sums, struct sock *sk)
 	sums->busy = waits.network;
 	sums->rwnd_limited = waits.window;
 	sums->sndbuf_limited = waits.buffer;
+	return true;
 }
 
 /* Bytes per second: tcp_compute_delivery_rate() of net/ipv4/tcp.c. */

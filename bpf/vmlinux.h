@@ -290,9 +290,14 @@ struct request_sock_queue {
 	atomic_t qlen; /* the SYN queue: requests whose handshake is not over */
 };
 
+struct tcp_congestion_ops {
+	char name[16];
+};
+
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
 	struct request_sock_queue icsk_accept_queue;
+	const struct tcp_congestion_ops *icsk_ca_ops;
 	__u32 icsk_user_timeout;
 	__u8 icsk_probes_out;
 	__u32 icsk_rto;		/* in jiffies */

@@ -7,11 +7,29 @@
  * The tool defines before it includes this:
  *   struct sums             counters of a socket, as __u64 alone
  * and behind it:
- *   sum_up(sums, sk)        reads them
+ *   sum_up(sums, part, sk)  reads them
  *   account(...)            adds what they have grown by to an aggregate
+ * Where the socket does not count it all, the tool defines WALK_KEEPS and
+ *   struct kept             what it keeps of a socket
+ *   keep(part, sk, ...)     fills that in, as the socket is followed from here on
  */
 #ifndef TCPCORE_WALK_BPF_H
 #define TCPCORE_WALK_BPF_H
+
+struct part;
+struct sock;
+
+#ifdef WALK_KEEPS
+/* is_older: the trace did not see the socket begin. */
+static __always_inline void keep(struct part *part, struct sock *sk, bool is_older);
+#else
+struct kept {
+};
+
+static __always_inline void keep(struct part *part, struct sock *sk, bool is_older)
+{
+}
+#endif
 
 /*
  * A walk and the end of a socket may come at the same time, on two CPUs. turn: tells which of the
@@ -23,6 +41,7 @@
 struct part {
 	__u64 turn;
 	struct sums sums[2];
+	struct kept kept;
 };
 
 #define TURN_ENDED 1ULL
@@ -34,16 +53,25 @@ struct part {
 #include "lib/seeding.bpf.h"
 #include "lib/transitions.bpf.h"
 
-/* sums: all zeros. */
-static __always_inline void sum_up(struct sums *sums, struct sock *sk);
+/* sums: all zeros. False where they cannot be told at this moment; never at a socket's end. */
+static __always_inline bool sum_up(struct sums *sums, const struct part *part, struct sock *sk);
 /* before, now: of the socket. */
 static __always_inline void account(struct sock *sk, const struct conn *conn,
 				    const struct owner *owner, const struct sums *before,
 				    const struct sums *now);
 
-static __always_inline __u64 first_turn(void)
+/* A socket is followed from here on. part: all zeros. */
+static __always_inline void begin(struct part *part, struct sock *sk, bool is_older)
 {
-	return bpf_ktime_get_ns() << TURN_BITS;
+	part->turn = bpf_ktime_get_ns() << TURN_BITS;
+	keep(part, sk, is_older);
+	if (is_older)
+		sum_up(&part->sums[0], part, sk);
+}
+
+static __always_inline __u64 begun_ns(const struct part *part)
+{
+	return part->turn >> TURN_BITS;
 }
 
 /* False as long as it is no session, or its owner is not wanted: a later one may be. */
@@ -84,7 +112,8 @@ static __always_inline void walk_socket(struct sock *sk, const bool atomic)
 		return;
 	conn = entry->conn;
 	before = *accounted(&entry->part, turn);
-	sum_up(&now, sk);
+	if (!sum_up(&now, &entry->part, sk))
+		return;
 	*accounted(&entry->part, turn ^ TURN_SECOND) = now;
 	if (take_turn(&entry->part, turn, turn ^ TURN_SECOND, atomic))
 		account(sk, &conn, &owner, &before, &now);
@@ -121,7 +150,7 @@ static __always_inline void end(struct sock *sk)
 	if (is_accounted(&owner, entry, sk)) {
 		__sync_fetch_and_add(&entry->part.turn, TURN_ENDED);
 		turn = *(volatile __u64 *)&entry->part.turn;
-		sum_up(&now, sk);
+		sum_up(&now, &entry->part, sk);
 		account(sk, &entry->conn, &owner, accounted(&entry->part, turn), &now);
 	}
 	drop(sk);
@@ -129,30 +158,33 @@ static __always_inline void end(struct sock *sk)
 
 static __always_inline void connecting(struct sock *sk, const bool direct)
 {
-	struct entry entry = {.part = {.turn = first_turn()}};
+	struct entry entry = {};
 
+	begin(&entry.part, sk, false);
 	own(&entry.owner, sk, ROLE_ACTIVE, direct);
 	follow(sk, &entry);
 }
 
 static __always_inline void established(struct sock *sk, const bool direct)
 {
-	struct entry *entry = find(sk), new = {.part = {.turn = first_turn()}};
+	struct entry *entry = find(sk), new = {};
 
 	if (read_tuple(&new.conn, sk, TCP_ESTABLISHED, direct) != TUPLE_WANTED)
 		return;
-	if (entry)
+	if (entry) {
 		entry->conn = new.conn;
-	else
+	} else {
+		begin(&new.part, sk, false);
 		follow(sk, &new);
+	}
 }
 
 /* What its process and its peer sent before it was accepted is known, if the trace saw it begin. */
 static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct)
 {
-	struct entry unseen = {.part = {.turn = first_turn()}};
+	struct entry unseen = {};
 
-	sum_up(&unseen.part.sums[0], sk);
+	begin(&unseen.part, sk, true);
 	own_accepted(sk, &unseen, direct);
 }
 
@@ -195,8 +227,7 @@ static __always_inline void destroy(void *ctx, struct sock *sk, const bool direc
 /* A session that is older than the trace: it is followed from here on. */
 static __always_inline bool seeded(struct part *part, struct sock *sk, int state)
 {
-	part->turn = first_turn();
-	sum_up(&part->sums[0], sk);
+	begin(part, sk, true);
 	return is_session(state);
 }
 
