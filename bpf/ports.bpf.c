@@ -113,18 +113,19 @@ static __always_inline void begin(struct sock *sk, const bool direct)
 	__u64 key = (__u64)sk, before = read_closed_lport(sk);
 	struct entry begun = {};
 
-	if (with_owners && !is_rejected(sk, TCP_SYN_SENT, direct)) {
+	if (is_rejected(sk, TCP_SYN_SENT, direct) || !sets_of(sk))
+		return;
+	if (with_owners) {
 		own(&begun.owner, sk, ROLE_ACTIVE, direct);
 		follow(sk, &begun);
 	}
-	if (!sk_read(sk, __sk_common.skc_num, direct) && sets_of(sk))
+	if (!sk_read(sk, __sk_common.skc_num, direct))
 		remember(&connecting, &key, &before);
 }
 
 /*
- * The port is known, or there is none. A connect that ends at once has given it back already, and
- * one that found none leaves the port of before. Whatever else fails leaves an error in the socket,
- * or has a port.
+ * The port is known, or there is none. A connect that has failed has given it back already; one that
+ * found none leaves the port of before, and no error in the socket.
  */
 static __always_inline void take(struct sock *sk, int state)
 {
@@ -138,7 +139,7 @@ static __always_inline void take(struct sock *sk, int state)
 	before = *place;
 	if (bpf_map_delete_elem(&connecting, &key) || !read_closed_conn(&conn, sk, BY_HELPER))
 		return;
-	if (state == TCP_CLOSE && conn.lport == before)
+	if (state == TCP_CLOSE && conn.lport == before && !sk_read(sk, sk_err, BY_HELPER))
 		conn.lport = 0;
 	sets = sets_of(sk);
 	if (!sets || (conn.lport && !in_bitmap(sets->allowed, conn.lport)) ||

@@ -165,7 +165,8 @@ def test_what_is_taken_and_given_back(way: str, alone: Namespace) -> None:
                 harness.reset(client)
             harness.refuse("127.0.0.1", 2002)
             with alone.entered(), harness.start_hanging(alone.nobody, 2003):
-                running.wait_for(lambda row: row["rport"] == 2003 and row["syn_sent"] == 1)
+                hangs = running.wait_for(lambda row: row["rport"] == 2003 and row["syn_sent"] == 1)
+                assert hangs["taken"] == 1
             running.wait_for(lambda row: row["rport"] == 2003 and row["given_back"] == 1)
             rows = flows(running)
     sums = {
@@ -187,6 +188,17 @@ def fill(to: socket.socket, stack: contextlib.ExitStack) -> int:
     raise AssertionError("there is no end")
 
 
+def fail_again(to: socket.socket) -> None:
+    """A connect that finds no port, by a socket that had one before."""
+    host, port = to.getsockname()[:2]
+    with socket.socket(to.family) as client:
+        with contextlib.suppress(ConnectionRefusedError):
+            client.connect((host, 2999))
+        with pytest.raises(OSError) as e:
+            client.connect((host, port))
+        assert e.value.errno == errno.EADDRNOTAVAIL
+
+
 @pytest.mark.each_variant
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -202,8 +214,9 @@ def test_the_destination_whose_ports_ran_out_is_named(
         with looking(alone, "--attach", way) as running:
             opened(stack, other, 2)
             assert fill(one, stack) == 6
+            fail_again(one)
             rows = flows(running)
-        assert sum(row["failed"] for row in rows if row["rport"] == 2001) == 1
+        assert sum(row["failed"] for row in rows if row["rport"] == 2001) == 2
         assert not any(row["failed"] for row in rows if row["rport"] != 2001)
         full, half = of(last(rows), 2001), of(last(rows), 2002)
         assert (full["laddr"], full["raddr"], full["share"], full["warn"]) == (host, host, 1, True)
@@ -284,6 +297,25 @@ def test_other_namespaces_have_ranges_of_their_own(net: Net) -> None:
     found = {(row["netns"], row["rport"]): (row["in_use"], row["range"]) for row in rows}
     assert found[here.inode, 2001] == (3, 10)
     assert found[there.inode, 2001] == (3, 20)
+
+
+def test_nobody_can_enter_what_is_not_there() -> None:
+    done = harness.run("ports", "--now", "--netns", str((1 << 32) - 1))
+    assert done.returncode == UsageError.exit_code
+    assert done.stderr.startswith("tcpcore: --netns: no process is in 4294967295")
+
+
+def test_the_threads_in_other_namespaces_give_up_their_rights(net: Net) -> None:
+    here, there = net
+    names = ("Uid", "Gid", "CapInh", "CapPrm", "CapEff", "CapBnd", "NoNewPrivs")
+    with looking(here, "--netns", there.name) as running:
+        running.wait_for(lambda row: row["netns"] == there.inode)
+        threads = list(Path(f"/proc/{running.pid}/task").iterdir())
+        told = [(each / "status").read_text().splitlines() for each in threads]
+        rights = [[x for x in lines if x.partition(":")[0] in names] for lines in told]
+        assert len(rights) > 2 and all(each == rights[0] for each in rights)
+        assert "Uid:\t0" not in rights[0][0] and "NoNewPrivs:\t1" in rights[0]
+        assert flows(running)
 
 
 def test_owners(alone: Namespace) -> None:

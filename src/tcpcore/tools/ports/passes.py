@@ -104,7 +104,7 @@ class Place:
         self.run, self.inode = namespace.run, namespace.inode
         names = ("ip_local_port_range", "ip_local_reserved_ports")
         paths = [f"/proc/sys/net/ipv4/{name}" for name in names]
-        # These files are those of whoever opens them: proc_sys_read() no longer asks who reads.
+        # They stay those of the namespace in which they are opened.
         self._files = [self.run(partial(os.open, path, os.O_RDONLY)) for path in paths]
         for file in self._files:
             stack.callback(os.close, file)
