@@ -133,13 +133,13 @@ def test_what_is_in_use_is_what_ss_shows(way: str, alone: Namespace) -> None:
         pairs = opened(stack, one, number)
         opened(stack, other, 7)
         opened(stack, six, 5)
-        for client, accepted in pairs[: number // 5]:
-            client.close()
-            accepted.close()
-        pairs[-1][0].close()
-        pairs[-2][1].close()
         with looking(alone, "--attach", way) as running:
-            running.wait_for(lambda row: row["rport"] == 2001)
+            for client, accepted in pairs[: number // 5]:
+                client.close()
+                accepted.close()
+            pairs[-1][0].close()
+            pairs[-2][1].close()
+            running.wait_for(lambda row: row["closing"] == row["close_wait"] == 1)
             in_use, waiting = seen_by_ss()
             rows = last(flows(running))
     shown = {(row["laddr"], row["raddr"], row["rport"]): row for row in rows if row["rport"]}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
-_OWN = Path("/proc/self/ns/net")
+_OWN = Path("/proc/thread-self/ns/net")
 
 
 class Namespace:

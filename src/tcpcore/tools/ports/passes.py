@@ -191,7 +191,7 @@ class Passes:
         """The kernel counts."""
 
     def take(self) -> list[Record]:
-        """Those with the highest share on top."""
+        """What is to warn of on top, then those with the highest share."""
         ranges, bound = self._pass()
         counted = self._program.aggregates["destinations"].take()
         no_room = counted.pop(bytes(self._layout.size), None)
@@ -199,7 +199,7 @@ class Passes:
         before, self._time = self._time, clock.monotonic_ns()
         for row in rows:
             self._judge(row, ranges[row["netns"]].bit_count(), bound[row["netns"]].bit_count())
-        rows.sort(key=lambda row: (-row["share"], -row["in_use"], row["netns"], row["raddr"]))
+        rows.sort(key=_urgency)
         self.worst = next((_record(row, 0) for row in rows if row["warn"]), None)
         self._bound = bound
         rest = rows[self._most :] + ([_named(Counters, no_room)] if no_room else [])
@@ -271,6 +271,10 @@ _BLANK = _named(Key, (b"", b"", 0, 0, _UNKNOWN_UID, 0, 0, b""))
 def _destination_of(row: _Row) -> Record:
     """Without the owner."""
     return tuple(row[name] for name in ("laddr", "raddr", "netns", "rport", "family"))
+
+
+def _urgency(row: _Row) -> tuple[Any, ...]:
+    return not row["warn"], -row["share"], -row["in_use"], row["netns"], row["raddr"]
 
 
 def _rest(rows: Sequence[_Row]) -> _Row:
