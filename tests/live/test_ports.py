@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import socket
@@ -65,10 +64,9 @@ def looking(at: Namespace, *arguments: str) -> Iterator[Tracer]:
         yield running
 
 
-def now(at: Namespace, *arguments: str) -> list[Event]:
-    done = harness.run("ports", "--now", "--json", "--netns", at.name, "-r", "4096", *arguments)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+def now(at: Namespace, uid: int | None = None, pid: int | None = None) -> list[Event]:
+    with tcpcore.trace("ports", now=True, netns=at.name, uid=uid, pid=pid) as events:
+        return [vars(row) for row in events]
 
 
 def of(rows: list[Event], port: int) -> Event:
@@ -327,9 +325,9 @@ def test_owners(alone: Namespace) -> None:
             opened(stack, one, 3)
             running.wait_for(lambda row: row["taken"] == 3)
             rows = [row for row in last(flows(running)) if row["rport"] == 2001]
-        mine = [row for row in now(alone, "--uid", "0") if row["rport"] == 2001]
-        by_pid = now(alone, "--pid", str(os.getpid()))
-        nobody = now(alone, "--pid", "1")
+        mine = [row for row in now(alone, uid=0) if row["rport"] == 2001]
+        by_pid = now(alone, pid=os.getpid())
+        nobody = now(alone, pid=1)
     name = Path("/proc/self/comm").read_text().strip()
     assert {(row["pid"], row["comm"], row["uid"], row["in_use"]) for row in rows} == {
         (os.getpid(), name, 0, 7),
