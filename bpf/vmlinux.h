@@ -252,6 +252,11 @@ struct bpf_iter__task_file {
 	struct file *file;
 };
 
+/* Context of iter/tcp (net/ipv4/tcp_ipv4.c), Linux 5.9. */
+struct bpf_iter__tcp {
+	struct sock_common *sk_common;
+};
+
 struct sock_common {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
@@ -294,9 +299,16 @@ struct tcp_congestion_ops {
 	char name[16];
 };
 
+/* A local port; both are -1 as long as connect() alone has chosen it. */
+struct inet_bind_bucket {
+	signed char fastreuse;
+	signed char fastreuseport;
+};
+
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
 	struct request_sock_queue icsk_accept_queue;
+	struct inet_bind_bucket *icsk_bind_hash;
 	const struct tcp_congestion_ops *icsk_ca_ops;
 	__u32 icsk_user_timeout;
 	__u8 icsk_probes_out;
@@ -319,6 +331,12 @@ struct inet_request_sock {
 struct tcp_request_sock {
 	struct inet_request_sock req;
 	__u32 snt_isn; /* sequence number of our SYN */
+};
+
+/* Begins with a sock_common, and is no sock. */
+struct inet_timewait_sock {
+	struct inet_bind_bucket *tw_tb;
+	unsigned char tw_substate; /* TIME_WAIT, or FIN_WAIT2 without an owner */
 };
 
 /* Absent where the kernel is built without MPTCP. */

@@ -9,21 +9,13 @@
 #define TCPCORE_SEEDING_BPF_H
 
 #include "lib/entry.bpf.h"
-#include "lib/task.bpf.h"
+#include "lib/files.bpf.h"
 
 /*
  * part: all zeros. False when the tool does not follow a socket in this state. The filters have
  * rejected others already, but no listeners: what passes may be their connections.
  */
 static __always_inline bool seeded(struct part *part, struct sock *sk, int state);
-
-/* The TCP socket of an open file, NULL if it is none. */
-static __always_inline struct sock *tcp_sock_of_file(struct file *file)
-{
-	struct sock *sk = sock_of_file(file);
-
-	return sk && !is_tcp(sk, BY_HELPER) ? first_subflow(sk, BY_HELPER) : sk;
-}
 
 static __always_inline void seed(struct sock *sk, struct task_struct *task)
 {

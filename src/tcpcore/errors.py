@@ -5,6 +5,7 @@ TcpcoreError            exit code 1: a failure at run time
 │   └── OptionError     2: the value of one option does
 ├── UnsupportedError    3: this kernel (or host) cannot run the tool
 ├── PrivilegeError      4: a capability is missing
+├── AlarmError          6: what `fail` of a tool asks about is there
 ├── LostError           5: events were lost, under --fail-on-loss
 └── LibbpfError         1: a call into libbpf failed
 """
@@ -54,6 +55,12 @@ class LostError(TcpcoreError):
     """Events were lost and the caller asked for that to be a failure."""
 
     exit_code = 5
+
+
+class AlarmError(TcpcoreError):
+    """The trace has found what the caller asked to be told of by a failure."""
+
+    exit_code = 6
 
 
 class LibbpfError(TcpcoreError):

@@ -99,4 +99,5 @@ def test_every_error_is_a_tcpcore_error_with_its_exit_code() -> None:
         "UnsupportedError": 3,
         "PrivilegeError": 4,
         "LostError": 5,
+        "AlarmError": 6,
     }

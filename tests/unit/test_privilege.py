@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -131,6 +131,25 @@ def test_all_goes(patch: Any) -> None:
     assert (process.effective, process.permitted, process.inheritable) == (0, 0, 0)
     assert process.bounding == set()
     assert (process.flags[NO_NEW_PRIVS], process.flags[DUMPABLE]) == (1, 0)
+
+
+def test_all_of_a_thread_goes(patch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has capabilities of its own, and the user of the process."""
+    process, thread = patch(Process()), Process()
+
+    def run(act: Callable[[], None]) -> None:
+        with monkeypatch.context() as inside:
+            inside.setattr(privilege, "libc", lambda: thread)
+            if process.uids[0] and not thread.uids[0]:  # glibc has changed all threads
+                thread.setresuid(*process.uids)
+            act()
+
+    run(privilege.keep_capabilities)
+    monkeypatch.setattr(privilege, "threads", [run])
+    privilege.drop(lambda: thread.read(BPF) if thread.uids[0] else process.read(BPF))
+    for each in (process, thread):
+        assert (each.effective, each.permitted, each.bounding) == (BPF, BPF, set())
+        assert each.flags[NO_NEW_PRIVS] == 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import pytest
 
-from tcpcore.errors import LostError, OptionError, TcpcoreError
+from tcpcore.errors import AlarmError, LostError, OptionError, TcpcoreError
 from tcpcore.model import fields
 from tcpcore.model.counted import Counted, Measured
 from tcpcore.model.event import ConnectionEvent
@@ -236,6 +236,18 @@ def test_a_tool_of_all_kinds(clock: Clock) -> None:
         *("batch of 4", "report of 1 Destination", "histogram of srtt", "report of 1 Event"),
         "5 lost",
     ]
+
+
+def test_an_alarm_ends_it_when_its_report_is_out(clock: Clock) -> None:
+    alarms = iter([None, AlarmError("too many")])
+    session = Run(clock, events={1: 1}, losses={2: Losses(ring=5)})
+    session.session.tool = CONNLAT._replace(kinds=(TABLE,), alarm=lambda: next(alarms))
+    sink = Calls()
+    at_work = Loop(cast(Session, session.session), sink, Limits(interval=0.1, duration=9.0))
+    with pytest.raises(AlarmError, match="too many"):
+        at_work.run()
+    assert sink.told == ["report of 1 Destination", "report of 1 Destination", "5 lost"]
+    assert at_work.is_over
 
 
 class Everything(Calls):

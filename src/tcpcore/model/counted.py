@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tcpcore.loader.perf import Record
-    from tcpcore.model.report import Distributions, Rows
+    from tcpcore.model.report import Distributions
+    from tcpcore.model.tool import Counts
     from tcpcore.value import Value
 
 
@@ -26,7 +27,9 @@ class Counted(Value):
     aggregate: its name in C. key: the mirror of `struct <struct>`, the aggregate's key. The table's
     row is a subclass of key, with a field for each counter of the value, `struct <struct>_count`,
     and if it is timed a last one for the interval. finish: makes other rows of these; then counters
-    is the mirror of the value. keys: how many there are at most, where that is known.
+    is the mirror of the value. keys: how many there are at most, where that is known. begin: made
+    with the trace in place of Rows, it takes what is counted out of the aggregate itself; counters
+    as above.
     """
 
     aggregate: str
@@ -36,8 +39,11 @@ class Counted(Value):
     finish: Callable[[list[Record]], list[Record]] | None = None
     counters: type[Value] | None = None
     keys: int | None = None
+    begin: Callable[[Attached], Counts] | None = None
 
-    def __call__(self, program: Attached) -> Rows:
+    def __call__(self, program: Attached) -> Counts:
+        if self.begin:
+            return self.begin(program)
         from tcpcore.model.report import Rows
 
         take = program.aggregates[self.aggregate].take

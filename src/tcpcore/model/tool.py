@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tcpcore.errors import TcpcoreError
 from tcpcore.loader import Attached, Slot
 from tcpcore.loader.perf import Record
 from tcpcore.model.counted import Counted, Measured
@@ -161,7 +162,10 @@ class Tool(Value):
     after the attach; needs_seed: there is no trace without it. derive: opened with the trace.
     contents: of maps, by name, before the attach. interval: seconds between two reports, unless
     --interval says so; None is never. reports: the trace ends after so many. with_owners: the tool
-    to run in place of this one where a filter asks for the owner of a socket.
+    to run in place of this one where a filter asks for the owner of a socket. iterators: BPF
+    iterators that its counts run. in_namespaces: of a tool that looks into network namespaces: the
+    tool for those with these inodes, or for our own, open as long as the trace. alarm: asked
+    after each report; what it gives ends the trace.
     """
 
     name: str
@@ -181,6 +185,9 @@ class Tool(Value):
     interval: float | None = None
     reports: int | None = None
     with_owners: Tool | None = None
+    iterators: tuple[str, ...] = ()
+    in_namespaces: Callable[[Tool, Sequence[int]], AbstractContextManager[Tool]] | None = None
+    alarm: Callable[[], TcpcoreError | None] | None = None
 
     @property
     def struct(self) -> str:
@@ -214,7 +221,7 @@ class Tool(Value):
     def called(self) -> tuple[str, ...]:
         """The programs that user space runs, by section."""
         sections = dict.fromkeys(rows.section for rows in self.sweeps)
-        return (*sections, *([self.seed] if self.seed else []))
+        return (*sections, *([self.seed] if self.seed else []), *self.iterators)
 
 
 def _source(kind: Kind) -> object:

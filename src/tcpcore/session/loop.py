@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from tcpcore.errors import OptionError
+from tcpcore.errors import OptionError, TcpcoreError
 from tcpcore.loader.perf import Record
 from tcpcore.model.losses import Losses
 from tcpcore.model.tool import Tool
@@ -59,7 +59,8 @@ class Loop:
 
     def step(self, wait: bool = True) -> None:
         """Hand on what comes within a PERIOD, or with wait=False what is there now. At the end
-        everything that is left is handed on; from then on this does nothing.
+        everything that is left is handed on; from then on this does nothing. Raises what the tool's
+        alarm gives, when the report is out.
         """
         if self.is_over:
             return
@@ -71,12 +72,14 @@ class Loop:
         if last or now >= self._report:
             self._reports = self._reports and self._reports - 1
         last = last or self._left == 0 or self._reports == 0
-        if last or now >= self._report:
-            self._give_reports(last)
+        alarm = self._give_reports(last) if last or now >= self._report else None
+        last = last or alarm is not None
         if last or now >= self._look:
             self._look = now + LOSS_PERIOD
             self.tell_losses()
         self.is_over = last
+        if alarm:
+            raise alarm
 
     def _hand_on(self, records: list[Record]) -> None:
         if self._left is not None:
@@ -88,7 +91,8 @@ class Loop:
         if stream := self._session.tool.stream:
             self._sink.batch(stream.lines, records)
 
-    def _give_reports(self, last: bool) -> None:
+    def _give_reports(self, last: bool) -> TcpcoreError | None:
+        """An error that ends the trace, if the tool finds a reason in them."""
         self._report += self._interval or 0
         self._session.walk()
         if asked := self._session.tool.asked:
@@ -100,6 +104,8 @@ class Loop:
         if last:
             for lines, records in self._session.snapshots():
                 self._sink.report(lines, records)
+        alarm = self._session.tool.alarm
+        return alarm() if alarm else None
 
     def tell_losses(self) -> None:
         """To the sink, if there are more than it was told of."""

@@ -9,6 +9,7 @@ import pwd
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from tcpcore.errors import LibbpfError, PrivilegeError
@@ -32,6 +33,16 @@ def require(tool: str) -> None:
         raise PrivilegeError(f"{tool} needs {' and '.join(missing)}; this works: {command}")
 
 
+threads: list[Callable[[Callable[[], None]], None]] = []
+"""Threads of ours besides the main one; each takes what it shall do. Capabilities are a thread's
+own, while glibc changes the user of all threads: those here have called keep_capabilities()."""
+
+
+def keep_capabilities(keep: bool = True) -> None:
+    """Of this thread, when its user changes; for now: drop() says which go."""
+    libc().prctl(_PR_SET_KEEPCAPS, int(keep), 0, 0, 0)
+
+
 def drop(read: Callable[[], object]) -> None:
     """Become an ordinary user, and give up every capability that `read` does not need.
 
@@ -42,15 +53,32 @@ def drop(read: Callable[[], object]) -> None:
     Raises LibbpfError when `read` fails for any other reason than a missing capability.
     capabilities(7), credentials(7), prctl(2).
     """
-    for capability in range(64):
-        libc().prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    everywhere = (_here, *threads)
+    for run in everywhere:
+        run(_empty_bounding_set)
     if 0 in os.getresuid():
         _become(*ordinary_user(os.environ))
-    needed = _needed(read)
-    _set_capabilities(needed, needed)
-    libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    for run in everywhere:
+        run(partial(_confine, read))
     # We hold rings and packet sockets: no debugger of that user may take them from us, ptrace(2).
     libc().prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _here(act: Callable[[], None]) -> None:
+    act()
+
+
+def _empty_bounding_set() -> None:
+    for capability in range(64):
+        libc().prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+
+def _confine(read: Callable[[], object]) -> None:
+    """This thread."""
+    needed = _needed(read)
+    _set_capabilities(needed, needed)
+    keep_capabilities(False)
+    libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def ordinary_user(environment: Mapping[str, str]) -> tuple[int, int]:
@@ -71,10 +99,9 @@ def _become(user: int, group: int) -> None:
         os.setgroups([])
     with suppress(OSError):
         os.setresgid(group, group, group)
-    libc().prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)  # for now: _needed() says which go
+    keep_capabilities()
     with suppress(OSError):
         os.setresuid(user, user, user)
-    libc().prctl(_PR_SET_KEEPCAPS, 0, 0, 0, 0)
 
 
 def _needed(read: Callable[[], object]) -> int:

@@ -8,7 +8,7 @@ import struct
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -231,8 +231,12 @@ def opened(tool: Tool, request: Request) -> Iterator[Session]:
     """
     path = object_path(tool.name)
     privilege.require(tool.name)
+    with _in_namespaces(_for(tool, request), request) as looking:
+        yield from _attached(path, looking, request)
+
+
+def _attached(path: Path, tool: Tool, request: Request) -> Iterator[Session]:
     filters, machinery = request.filters, request.machinery
-    tool = _for(tool, request)
     settings = Settings(
         rodata={**filters.rodata(), **tool.rodata},
         map_entries=dict.fromkeys(tool.sockets, machinery.sockets),
@@ -260,6 +264,11 @@ def _for(tool: Tool, request: Request) -> Tool:
         tool = tool.with_owners
     # Iterators need the kernel's own BTF.
     return tool._replace(seed=None) if request.machinery.btf and not tool.needs_seed else tool
+
+
+def _in_namespaces(tool: Tool, request: Request) -> AbstractContextManager[Tool]:
+    enter = tool.in_namespaces
+    return enter(tool, request.filters.netns) if enter else nullcontext(tool)
 
 
 def _room(of: Counted | Measured, machinery: Machinery) -> int:

@@ -1,0 +1,389 @@
+"""ports: the local ports in use by destination, and what is left of their range."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tcpcore
+from tcpcore.errors import AlarmError, UsageError
+from tests.facts import Facts
+from tests.live import harness
+from tests.live.harness import Event, Namespace, Net, Tracer, tracer
+
+FACTS = Facts(
+    header="LADDR           RADDR           RPORT IN_USE TIMEWAIT BOUND RANGE SHARE% TAKEN"
+    "  GIVEN  FAILED !",
+    fields=frozenset(
+        {
+            *("in_use", "syn_sent", "established", "close_wait", "closing", "time_wait"),
+            *("bound", "range", "share", "taken", "given_back", "failed", "warn", "interval_ns"),
+        }
+    ),
+)
+WAYS = ("tp_btf", "raw_tp")
+IP_BIND_ADDRESS_NO_PORT = 24  # include/uapi/linux/in.h
+Destination = tuple[str, str, int]  # local address, peer's address and port
+
+
+@contextlib.contextmanager
+def setting(name: str, value: str) -> Iterator[None]:
+    """Of the namespace that the thread is in."""
+    path = Path("/proc/sys/net/ipv4", name)
+    before = path.read_text()
+    path.write_text(value)
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+@pytest.fixture
+def alone() -> Iterator[Namespace]:
+    """The thread in a namespace that nobody else uses; servers listen below its range."""
+    with (
+        harness.namespaces() as (here, _),
+        here.entered(),
+        setting("ip_local_port_range", "40000 49999"),
+    ):
+        yield here
+
+
+@contextlib.contextmanager
+def looking(at: Namespace, *arguments: str) -> Iterator[Tracer]:
+    options = ("--json", "--netns", at.name, "-i", "0.2", "-r", "4096", *arguments)
+    with tracer("ports", *options) as running:
+        yield running
+
+
+def now(at: Namespace, uid: int | None = None, pid: int | None = None) -> list[Event]:
+    with tcpcore.trace("ports", now=True, netns=at.name, uid=uid, pid=pid) as events:
+        return [vars(row) for row in events]
+
+
+def of(rows: list[Event], port: int) -> Event:
+    (found,) = [row for row in rows if row["rport"] == port]
+    return found
+
+
+def bound(rows: list[Event]) -> Event:
+    (found,) = [row for row in rows if row["raddr"] == "any"]
+    return found
+
+
+def flows(running: Tracer) -> list[Event]:
+    found = running.events("flow")
+    assert not [x for x in running.records() if x["type"] == "lost"]
+    return found
+
+
+def seen_by_ss() -> tuple[Counter[Destination], Counter[Destination]]:
+    """In use, and in TIME_WAIT, of ports in the range."""
+    in_use: Counter[Destination] = Counter()
+    waiting: Counter[Destination] = Counter()
+    command = "ss -Htan state connected 'sport >= :40000 and sport < :50000'"
+    for line in harness.sh(command).splitlines():
+        state, _, _, local, peer = line.split()[:5]
+        address, port = peer.rsplit(":", 1)
+        where = local.rsplit(":", 1)[0].strip("[]"), address.strip("[]"), int(port)
+        in_use[where] += 1
+        waiting[where] += state == "TIME-WAIT"
+    return in_use, waiting
+
+
+@contextlib.contextmanager
+def server(port: int, host: str = "127.0.0.1") -> Iterator[socket.socket]:
+    with harness.listener(host, port) as listening:
+        yield listening
+
+
+def opened(
+    stack: contextlib.ExitStack, to: socket.socket, number: int
+) -> list[tuple[socket.socket, socket.socket]]:
+    """Clients and the servers' ends."""
+    found = []
+    for _ in range(number):
+        client = stack.enter_context(harness.connect(*to.getsockname()[:2]))
+        found.append((client, stack.enter_context(to.accept()[0])))
+    return found
+
+
+def last(rows: list[Event]) -> list[Event]:
+    """Those of the last report."""
+    return [row for row in rows if row["time"] == rows[-1]["time"]]
+
+
+@pytest.mark.each_variant
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_in_use_is_what_ss_shows(way: str, alone: Namespace) -> None:
+    number = 300 if harness.EMULATED else 5000
+    with contextlib.ExitStack() as stack:
+        one, other = (stack.enter_context(server(port)) for port in (2001, 2002))
+        six = stack.enter_context(server(2003, "::1"))
+        pairs = opened(stack, one, number)
+        opened(stack, other, 7)
+        opened(stack, six, 5)
+        with looking(alone, "--attach", way) as running:
+            for client, accepted in pairs[: number // 5]:
+                client.close()
+                accepted.close()
+            pairs[-1][0].close()
+            pairs[-2][1].close()
+            running.wait_for(lambda row: row["closing"] == row["close_wait"] == 1)
+            in_use, waiting = seen_by_ss()
+            rows = last(flows(running))
+    shown = {(row["laddr"], row["raddr"], row["rport"]): row for row in rows if row["rport"]}
+    assert {where: row["in_use"] for where, row in shown.items()} == in_use
+    assert {where: row["time_wait"] for where, row in shown.items()} == waiting
+    row = of(rows, 2001)
+    assert (row["in_use"], row["range"], row["bound"]) == (number, 10000, 0)
+    assert row["share"] == pytest.approx(number / 10000)
+    assert [row[x] for x in ("established", "close_wait", "closing", "time_wait", "syn_sent")] == [
+        *(number - number // 5 - 2, 1, 1, number // 5, 0)
+    ]
+
+
+@pytest.mark.each_variant
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_taken_and_given_back(way: str, alone: Namespace) -> None:
+    """Connections that are there when the trace begins are not taken; short ones count, too."""
+    with server(2001) as one, contextlib.ExitStack() as stack:
+        old = opened(stack, one, 10)
+        with looking(alone, "--attach", way) as running:
+            new = opened(stack, one, 20)
+            for client, _ in (*new[:15], *old[:3]):
+                harness.reset(client)
+            harness.refuse("127.0.0.1", 2002)
+            with alone.entered(), harness.start_hanging(alone.nobody, 2003):
+                hangs = running.wait_for(lambda row: row["rport"] == 2003 and row["syn_sent"] == 1)
+                assert hangs["taken"] == 1
+            running.wait_for(lambda row: row["rport"] == 2003 and row["given_back"] == 1)
+            rows = flows(running)
+    sums = {
+        port: [sum(row[x] for row in rows if row["rport"] == port) for x in ("taken", "given_back")]
+        for port in (2001, 2002, 2003)
+    }
+    assert sums == {2001: [20, 18], 2002: [1, 1], 2003: [1, 1]}
+    assert of(last(rows), 2001)["in_use"] == 12
+
+
+def fill(to: socket.socket, stack: contextlib.ExitStack) -> int:
+    """Connects until there is no port left; how many there were."""
+    for number in range(100):
+        try:
+            opened(stack, to, 1)
+        except OSError as e:
+            assert e.errno == errno.EADDRNOTAVAIL
+            return number
+    raise AssertionError("there is no end")
+
+
+def fail_again(to: socket.socket) -> None:
+    """A connect that finds no port, by a socket that had one before."""
+    host, port = to.getsockname()[:2]
+    with socket.socket(to.family) as client:
+        with contextlib.suppress(ConnectionRefusedError):
+            client.connect((host, 2999))
+        with pytest.raises(OSError) as e:
+            client.connect((host, port))
+        assert e.value.errno == errno.EADDRNOTAVAIL
+
+
+@pytest.mark.each_variant
+@pytest.mark.parametrize(("way", "host"), [("tp_btf", "127.0.0.1"), ("raw_tp", "::1")])
+def test_the_destination_whose_ports_ran_out_is_named(
+    way: str, host: str, alone: Namespace
+) -> None:
+    with (
+        setting("ip_local_port_range", "45000 45005"),
+        contextlib.ExitStack() as stack,
+        server(2001, host) as one,
+        server(2002, host) as other,
+    ):
+        with looking(alone, "--attach", way) as running:
+            opened(stack, other, 2)
+            assert fill(one, stack) == 6
+            fail_again(one)
+            rows = flows(running)
+        assert sum(row["failed"] for row in rows if row["rport"] == 2001) == 2
+        assert not any(row["failed"] for row in rows if row["rport"] != 2001)
+        full, half = of(last(rows), 2001), of(last(rows), 2002)
+        assert (full["laddr"], full["raddr"], full["share"], full["warn"]) == (host, host, 1, True)
+        assert (half["in_use"], half["share"], half["warn"]) == (2, 0.3333, False)
+
+
+def test_what_bind_and_the_reserved_ports_leave(alone: Namespace) -> None:
+    """As connect() itself finds: what is left is what it takes."""
+    with (
+        setting("ip_local_port_range", "45000 45029"),
+        setting("ip_local_reserved_ports", "45003,45010-45018,50000"),
+        contextlib.ExitStack() as stack,
+        server(2001) as one,
+        server(2002) as other,
+        server(45001),
+    ):
+        clients = []
+        for port, late in ((0, False), (45002, False), (0, True), (0, False), (45020, False)):
+            client = stack.enter_context(socket.socket())
+            if late:
+                client.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            client.bind(("127.0.0.1", port))
+            clients.append(client)
+        for client in clients[:3]:
+            client.connect(other.getsockname())
+        opened(stack, one, 4)
+        before = now(alone)
+        # 45001 listens, four sockets are bound, two of them without a connection.
+        assert bound(before)["in_use"] == 5
+        assert [of(before, port)["in_use"] for port in (2001, 2002)] == [4, 3]
+        assert {row["range"] for row in before} == {20}
+        shares = [of(before, port)["share"] for port in (2001, 2002)]
+        assert shares == [(4 + 5) / 20, (1 + 5) / 20]
+        assert fill(one, stack) == 20 - 9
+        assert fill(other, stack) == 20 - 6
+        after = now(alone)
+        assert [of(after, port)["share"] for port in (2001, 2002)] == [1, 1]
+        assert {row["taken"] for row in after} == {None}
+
+
+def test_bound_ports_are_taken_and_given_back(alone: Namespace) -> None:
+    with socket.socket() as old, socket.socket() as new:
+        old.bind(("127.0.0.1", 0))
+        with looking(alone) as running:
+            new.bind(("127.0.0.1", 0))
+            running.wait_for(lambda row: row["raddr"] == "any" and row["taken"] == 1)
+            old.close()
+            running.wait_for(lambda row: row["raddr"] == "any" and row["given_back"] == 1)
+            rows = flows(running)
+    assert bound(last(rows))["in_use"] == 1
+
+
+def test_what_a_listener_accepts_takes_no_port(alone: Namespace) -> None:
+    with server(45001) as listening, contextlib.ExitStack() as stack:
+        with setting("ip_local_port_range", "30000 30009"):
+            opened(stack, listening, 5)
+        rows = now(alone)
+    assert [(row["raddr"], row["in_use"]) for row in rows] == [("any", 1)]
+
+
+def test_other_namespaces_have_ranges_of_their_own(net: Net) -> None:
+    """One trace for both."""
+    here, there = net
+    ranges = {here.name: "41000 41009", there.name: "42000 42019"}
+    with contextlib.ExitStack() as stack:
+        for place in net:
+            with place.entered():
+                stack.enter_context(setting("ip_local_port_range", ranges[place.name]))
+                opened(stack, stack.enter_context(server(2001)), 3)
+        with looking(here, "--netns", there.name) as running:
+            running.wait_for(lambda row: row["rport"] == 2001)
+            with there.entered(), server(2002) as more:
+                opened(stack, more, 1)
+                running.wait_for(lambda row: row["rport"] == 2002 and row["taken"] == 1)
+            rows = last(flows(running))
+        for place in net:
+            stack.enter_context(place.entered())
+    found = {(row["netns"], row["rport"]): (row["in_use"], row["range"]) for row in rows}
+    assert found[here.inode, 2001] == (3, 10)
+    assert found[there.inode, 2001] == (3, 20)
+
+
+def test_nobody_can_enter_what_is_not_there() -> None:
+    done = harness.run("ports", "--now", "--netns", str((1 << 32) - 1))
+    assert done.returncode == UsageError.exit_code
+    assert done.stderr.startswith("tcpcore: --netns: no process is in 4294967295")
+
+
+def test_the_threads_in_other_namespaces_give_up_their_rights(net: Net) -> None:
+    here, there = net
+    names = ("Uid", "Gid", "CapInh", "CapPrm", "CapEff", "CapBnd", "NoNewPrivs")
+    with looking(here, "--netns", there.name) as running:
+        running.wait_for(lambda row: row["netns"] == there.inode)
+        threads = list(Path(f"/proc/{running.pid}/task").iterdir())
+        told = [(each / "status").read_text().splitlines() for each in threads]
+        rights = [[x for x in lines if x.partition(":")[0] in names] for lines in told]
+        assert len(rights) > 2 and all(each == rights[0] for each in rights)
+        assert "Uid:\t0" not in rights[0][0] and "NoNewPrivs:\t1" in rights[0]
+        assert flows(running)
+
+
+def test_owners(alone: Namespace) -> None:
+    """Also of connections older than the trace; TIME_WAIT has none."""
+    with server(2001) as one, contextlib.ExitStack() as stack:
+        old = opened(stack, one, 5)
+        for each in old[0]:
+            each.close()
+        with looking(alone, "--owners") as running:
+            opened(stack, one, 3)
+            running.wait_for(lambda row: row["taken"] == 3)
+            rows = [row for row in last(flows(running)) if row["rport"] == 2001]
+        mine = [row for row in now(alone, uid=0) if row["rport"] == 2001]
+        by_pid = now(alone, pid=os.getpid())
+        nobody = now(alone, pid=1)
+    name = Path("/proc/self/comm").read_text().strip()
+    assert {(row["pid"], row["comm"], row["uid"], row["in_use"]) for row in rows} == {
+        (os.getpid(), name, 0, 7),
+        (None, None, None, 1),
+    }
+    assert {row["share"] for row in rows} == {8 / 10000}
+    assert [row["in_use"] for row in mine] == [7]
+    assert of(by_pid, 2001)["in_use"] == 7
+    assert [row["raddr"] for row in nobody] == ["any"]
+
+
+def test_fail_is_for_scripts(alone: Namespace) -> None:
+    arguments = ("ports", "--netns", alone.name, "--now", "--fail", "--warn")
+    with (
+        setting("ip_local_port_range", "45000 45009"),
+        server(2001) as one,
+        contextlib.ExitStack() as stack,
+    ):
+        opened(stack, one, 6)
+        quiet, told = harness.run(*arguments, "61"), harness.run(*arguments, "60")
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+    assert told.returncode == AlarmError.exit_code
+    where = "127.0.0.1 port 2001 from 127.0.0.1"
+    assert told.stderr == f"tcpcore: ports: 60.0 % are in use to {where}\n"
+    assert re.search(r"^127.0.0.1 +127.0.0.1 +2001 +6 .* 60.0 .* !$", told.stdout, re.MULTILINE)
+
+
+def test_fail_ends_a_trace_that_goes_on(alone: Namespace) -> None:
+    with (
+        setting("ip_local_port_range", "45000 45005"),
+        server(2001) as one,
+        contextlib.ExitStack() as stack,
+        looking(alone, "--fail", "--warn", "100") as running,
+    ):
+        fill(one, stack)
+        assert running.wait() == AlarmError.exit_code
+        assert last(running.records())[0]["share"] == 1
+        assert "100.0 % are in use to 127.0.0.1 port 2001" in running.errors()[-1]
+
+
+def test_the_library(alone: Namespace) -> None:
+    """Our own namespace, whichever that is; the thread comes back to it."""
+    with server(2001) as one, contextlib.ExitStack() as stack:
+        opened(stack, one, 3)
+        with tcpcore.trace("ports", now=True) as events:
+            (row,) = [row for row in events if row.rport == 2001]
+        assert (row.in_use, row.netns, row.share) == (3, alone.inode, 0.0003)
+        with (
+            pytest.raises(AlarmError),
+            tcpcore.trace("ports", now=True, fail=True, warn=0.03, netns=alone.name) as more,
+        ):
+            more.read()
+
+
+@pytest.mark.any_kernel
+@pytest.mark.parametrize("value", ["0", "101", "x", "-5"])
+def test_a_share_that_makes_no_sense(value: str) -> None:
+    done = harness.run("ports", f"--warn={value}")
+    assert (done.returncode, "--warn" in done.stderr) == (UsageError.exit_code, True)
