@@ -267,7 +267,7 @@ def test_a_refused_event_is_not_told_as_a_full_ring() -> None:
 
 
 def test_what_is_derived_is_behind_each_record() -> None:
-    at_work = trace(FakeProgram(batch(1, 2)), derive=lambda records: [(*r, "x") for r in records])
+    at_work = trace(FakeProgram(batch(1, 2)), derive=lambda rows, last: [(*r, "x") for r in rows])
     assert [(record[0], record[-1]) for record in at_work.read()] == [(1, "x"), (2, "x")]
 
 

@@ -26,12 +26,14 @@ Records = Sequence[Record]
 
 
 class Derive(Protocol):
-    """Appends fields that do not come from the kernel to each record of a batch.
+    """Makes the rows of a batch out of its records: appends fields that do not come from the kernel
+    to each, or keeps some until it knows more of them.
 
-    lost: how many of its sources, such as DNS packets, could not be read so far.
+    last: nothing comes behind this batch. lost: how many of its sources, such as DNS packets, could
+    not be read so far.
     """
 
-    def __call__(self, records: list[Record]) -> list[Record]: ...
+    def __call__(self, records: list[Record], last: bool) -> list[Record]: ...
     def lost(self) -> int: ...
 
 
@@ -71,7 +73,8 @@ class Lines(Value):
 
     row: a class whose fields are of the kinds in fields.py. columns, wide: of the text table,
     and with --wide. record: the type of their JSON objects. title: lines above each block of the
-    text. ranking: the order of the rows; they are shown in place on a terminal.
+    text. ranking: the order of the rows; they are shown in place on a terminal. heading: of
+    consecutive rows that are alike in a field, a line above them, made of the first one.
     """
 
     row: type[Value]
@@ -80,6 +83,7 @@ class Lines(Value):
     record: str = "flow"
     title: Callable[[], str] | None = None
     ranking: Ranking | None = None
+    heading: tuple[str, Callable[[Record], str]] | None = None
 
 
 class Sweep(Value):

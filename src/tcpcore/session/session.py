@@ -106,7 +106,7 @@ class Session:
             records.sort()
         ready = len(records) if last else bisect_right(records, (horizon,))
         self._young = records[ready:]
-        return self._derive(records[:ready]) if self._derive else records[:ready]
+        return self._derive(records[:ready], last) if self._derive else records[:ready]
 
     def swept(self, rows: Sweep) -> list[Record]:
         """All rows that BPF has to be asked for, and whatever came meanwhile."""

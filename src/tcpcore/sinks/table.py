@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from tcpcore.loader.perf import Record
 from tcpcore.model import clock, fields
 from tcpcore.model.tool import Column, Lines, Records
 from tcpcore.sinks import form, histogram
@@ -24,11 +27,22 @@ class Table:
         names = list(kinds)
         self._sources = [names.index(column.field) for column in self._columns]
         self._converts = [c.cells or _padded(c, kinds[c.field]) for c in self._columns]
+        self._heading: tuple[int, Callable[[Record], str]] | None = None
+        if lines.heading:
+            field, heading = lines.heading
+            self._heading = names.index(field), heading
 
     def header(self) -> str:
         return " ".join(column.pad(column.title) for column in self._columns).rstrip() + "\n"
 
     def rows(self, records: Records) -> str:
+        if not self._heading:
+            return self._lines(records)
+        source, heading = self._heading
+        groups = (list(rows) for _, rows in groupby(records, itemgetter(source)))
+        return "".join(f"\n{heading(rows[0])}\n{self._lines(rows)}" for rows in groups)
+
+    def _lines(self, records: Records) -> str:
         if not records:
             return ""
         cells = form.cells(list(zip(*records, strict=True)), self._converts, self._sources)

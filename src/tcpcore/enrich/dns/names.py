@@ -86,7 +86,7 @@ class Namer:
             fields.index, ("raddr", "ts_ns", "duration_ns")
         )
 
-    def __call__(self, records: list[Record]) -> list[Record]:
+    def __call__(self, records: list[Record], last: bool = False) -> list[Record]:
         # Also when there are no records: the sockets have room for few packets.
         for message, seen in self._sniffer.read():
             self._names.learn(message, seen)

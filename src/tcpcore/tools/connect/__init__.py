@@ -37,7 +37,7 @@ class Event(ConnectionEvent):
 class _Nameless:
     """Without --dns there are no names."""
 
-    def __call__(self, records: list[Record]) -> list[Record]:
+    def __call__(self, records: list[Record], last: bool = False) -> list[Record]:
         return [(*record, None, None) for record in records]
 
     def lost(self) -> int:
