@@ -172,14 +172,10 @@ static __always_inline bool read_ipv6(struct segment *segment, const struct line
 	return true;
 }
 
-/*
- * The segment of a packet that has an IP header; false: it has none, or is not of TCP. The place of
- * the TCP header follows from the IP header: skb->transport_header is the same as network_header
- * until the IP layer has seen a received packet (__netif_receive_skb_core).
- */
-static __always_inline bool read_segment(struct segment *segment, struct sk_buff *skb)
+/* The segment of a packet whose IP header is at an offset from head; false: it is none of TCP. */
+static __always_inline bool read_segment_at(struct segment *segment, struct sk_buff *skb,
+					    __u32 offset)
 {
-	__u32 offset = BPF_CORE_READ(skb, network_header);
 	__be16 protocol = BPF_CORE_READ(skb, protocol);
 	struct linear linear;
 
@@ -190,6 +186,22 @@ static __always_inline bool read_segment(struct segment *segment, struct sk_buff
 	if (protocol == bpf_htons(ETH_P_IP))
 		return read_ipv4(segment, &linear, offset);
 	return read_ipv6(segment, &linear, offset);
+}
+
+/*
+ * The segment of a packet that has an IP header; false: it has none, or is not of TCP. The place of
+ * the TCP header follows from the IP header: skb->transport_header is the same as network_header
+ * until the IP layer has seen a received packet (__netif_receive_skb_core).
+ */
+static __always_inline bool read_segment(struct segment *segment, struct sk_buff *skb)
+{
+	return read_segment_at(segment, skb, BPF_CORE_READ(skb, network_header));
+}
+
+/* The same where a driver hands it over: the IP header is at data, and is not noted yet. */
+static __always_inline bool read_received_segment(struct segment *segment, struct sk_buff *skb)
+{
+	return read_segment_at(segment, skb, BPF_CORE_READ(skb, data) - BPF_CORE_READ(skb, head));
 }
 
 /*
