@@ -104,6 +104,7 @@ enum skb_drop_reason {
 };
 
 struct sk_buff {
+	struct sk_buff *next;
 	struct net_device *dev;
 	struct sock *sk;
 	unsigned int len;

@@ -24,6 +24,10 @@ def main() -> None:
     sys.exit(code)
 
 
+_ALIASES = {"trace": "path"}
+"""More names of tools."""
+
+
 def _run(arguments: list[str]) -> int:
     """The exit code."""
     try:
@@ -49,7 +53,7 @@ def _call(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(f"tcpcore {__version__}")
         return 0
-    name, *words = arguments
+    name, *words = arguments = [_ALIASES.get(arguments[0], arguments[0]), *arguments[1:]]
     if name in names() and "_TCPCORE_COMPLETE" not in os.environ:
         from tcpcore.options import Command  # with it comes all that a trace needs
 
