@@ -94,14 +94,25 @@ static __always_inline bool want_either_way(const struct conn *conn)
 	return want_endpoints(&other);
 }
 
-static __always_inline void want_flow(const struct conn *conn)
+/* In place, as the stack is short: the other direction. */
+static __always_inline void turn(struct flow *flow)
 {
-	struct conn other = turned(conn);
-	struct flow one = flow_of(conn), two = flow_of(&other);
+	union address saddr = flow->saddr;
+	__u16 sport = flow->sport;
+
+	flow->saddr = flow->daddr;
+	flow->daddr = saddr;
+	flow->sport = flow->dport;
+	flow->dport = sport;
+}
+
+static __always_inline void want_flow(struct flow *flow)
+{
 	__u8 value = 1;
 
-	bpf_map_update_elem(&flows, &one, &value, BPF_ANY);
-	bpf_map_update_elem(&flows, &two, &value, BPF_ANY);
+	bpf_map_update_elem(&flows, flow, &value, BPF_ANY);
+	turn(flow);
+	bpf_map_update_elem(&flows, flow, &value, BPF_ANY);
 }
 
 static __always_inline bool is_owner_asked_for(void)
@@ -137,7 +148,7 @@ static __always_inline bool is_owner_wanted(const struct conn *conn, struct sock
 		return true;
 	if (!sk || !has_wanted_owner(sk))
 		return false;
-	want_flow(conn);
+	want_flow(&flow);
 	return true;
 }
 
@@ -287,6 +298,17 @@ int BPF_PROG(freed, struct sk_buff *skb)
 	return pass(ctx, skb, NULL, STAGE_FREED, 0);
 }
 
+/* The tuple of what a socket receives. A function: its stack is free again behind it. */
+static __noinline bool read_peers_conn(struct conn *conn, struct sock *sk)
+{
+	struct conn own;
+
+	if (!common_conn(&own, sk, BY_HELPER))
+		return false;
+	*conn = turned(&own);
+	return true;
+}
+
 /* Data of a socket's queue, which may have come in several packets, goes to a reader. */
 SEC("raw_tp/skb_copy_datagram_iovec")
 int BPF_PROG(copied, struct sk_buff *skb, int len)
@@ -295,11 +317,9 @@ int BPF_PROG(copied, struct sk_buff *skb, int len)
 	struct owner owner = {.uid = UNKNOWN_UID};
 	struct sock *sk = tcp_socket(BPF_CORE_READ(skb, sk));
 	struct packet packet = {.len = len};
-	struct conn conn;
 
-	if (!sk || len <= 0 || !common_conn(&conn, sk, BY_HELPER))
+	if (!sk || len <= 0 || !read_peers_conn(&packet.conn, sk))
 		return 0;
-	packet.conn = turned(&conn);
 	packet.seq = BPF_CORE_READ((struct tcp_sock *)sk, copied_seq);
 	/* Whether the packets had the wanted flags is not known here: user space knows them. */
 	if (!want_data(&packet, sk))
@@ -434,19 +454,18 @@ static __always_inline bool seeded(struct part *part, struct sock *sk, int state
 
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
 {
-	struct flow one, two;
-	struct conn conn, other;
+	struct flow flow;
+	struct conn conn;
 
 	if (!find(sk))
 		return;
 	drop(sk);
 	if (!read_closed_conn(&conn, sk, direct))
 		return;
-	other = turned(&conn);
-	one = flow_of(&conn);
-	two = flow_of(&other);
-	bpf_map_delete_elem(&flows, &one);
-	bpf_map_delete_elem(&flows, &two);
+	flow = flow_of(&conn);
+	bpf_map_delete_elem(&flows, &flow);
+	turn(&flow);
+	bpf_map_delete_elem(&flows, &flow);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
