@@ -35,15 +35,18 @@ Destination = tuple[str, str, int]  # local address, peer's address and port
 
 
 @contextlib.contextmanager
-def setting(name: str, value: str) -> Iterator[None]:
-    """Of the namespace that the thread is in."""
+def setting(name: str, value: str, of: Namespace | None = None) -> Iterator[None]:
+    """Of a namespace, by default the one that the thread is in, now and at the end."""
     path = Path("/proc/sys/net/ipv4", name)
-    before = path.read_text()
-    path.write_text(value)
+    inside = of.entered if of else contextlib.nullcontext
+    with inside():
+        before = path.read_text()
+        path.write_text(value)
     try:
         yield
     finally:
-        path.write_text(before)
+        with inside():
+            path.write_text(before)
 
 
 @pytest.fixture
@@ -280,8 +283,8 @@ def test_other_namespaces_have_ranges_of_their_own(net: Net) -> None:
     ranges = {here.name: "41000 41009", there.name: "42000 42019"}
     with contextlib.ExitStack() as stack:
         for place in net:
+            stack.enter_context(setting("ip_local_port_range", ranges[place.name], place))
             with place.entered():
-                stack.enter_context(setting("ip_local_port_range", ranges[place.name]))
                 opened(stack, stack.enter_context(server(2001)), 3)
         with looking(here, "--netns", there.name) as running:
             running.wait_for(lambda row: row["rport"] == 2001)
@@ -289,8 +292,6 @@ def test_other_namespaces_have_ranges_of_their_own(net: Net) -> None:
                 opened(stack, more, 1)
                 running.wait_for(lambda row: row["rport"] == 2002 and row["taken"] == 1)
             rows = last(flows(running))
-        for place in net:
-            stack.enter_context(place.entered())
     found = {(row["netns"], row["rport"]): (row["in_use"], row["range"]) for row in rows}
     assert found[here.inode, 2001] == (3, 10)
     assert found[there.inode, 2001] == (3, 20)
