@@ -364,6 +364,19 @@ def task_name(name: bytes) -> Iterator[None]:
         libc.prctl(15, before)
 
 
+def map_memory(length: int, protection: int, flags: int, fd: int = -1) -> int:
+    """The address of a new mapping. Python's mmap tells none of one that cannot be written to."""
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    address: int = libc.mmap(None, length, protection, flags, fd, 0)
+    return address
+
+
+def unmap_memory(address: int, length: int) -> None:
+    assert ctypes.CDLL(None).munmap(ctypes.c_void_p(address), length) == 0
+
+
 def sh(command: str) -> str:
     """A command that must work."""
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=PATIENCE)

@@ -76,16 +76,13 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
     library = tmp_path_factory.mktemp("compat") / "compat.so"
     source = Path(__file__).with_name("compat.c")
     harness.sh(f"gcc -shared -fPIC -o '{library}' '{source}'")
-    libc = ctypes.CDLL(None)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_32BIT
-    memory = libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+    memory = harness.map_memory(mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, flags)
     found = tuple(Program(library, memory, multiplexed) for multiplexed in (False, True))
     if not found[0].works():
         pytest.skip("this kernel takes no 32-bit calls")
     yield found
-    libc.munmap(ctypes.c_void_p(memory), mmap.PAGESIZE)
+    harness.unmap_memory(memory, mmap.PAGESIZE)
 
 
 def connect_each_way(program: Program, refused: int, port: int) -> None:

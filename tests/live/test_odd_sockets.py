@@ -223,18 +223,12 @@ NOT_TO_CONNECT_TO = struct.pack("=H", socket.AF_INET) + struct.pack("!H", 1006)
 NOT_TO_CONNECT_TO += ipaddress.ip_address("255.255.255.255").packed + bytes(8)
 
 
-def libc() -> ctypes.CDLL:
-    found = ctypes.CDLL(None, use_errno=True)
-    found.mmap.restype = ctypes.c_void_p
-    found.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    return found
-
-
 def check_that_it_fails_at_once(attach: str, address: int) -> None:
     with tracer("connect", "--json", "--attach", attach) as running:
         with socket.socket() as client:
             where = ctypes.c_void_p(address)
-            assert libc().connect(client.fileno(), where, len(NOT_TO_CONNECT_TO)) == -1
+            connect = ctypes.CDLL(None).connect
+            assert connect(client.fileno(), where, len(NOT_TO_CONNECT_TO)) == -1
         rows = [e for e in running.events() if e["rport"] == 1006]
     assert [e["raddr"] for e in rows] == ["255.255.255.255"]
     assert rows[0]["result"] not in ("ok", "EINPROGRESS")
@@ -243,11 +237,13 @@ def check_that_it_fails_at_once(attach: str, address: int) -> None:
 def test_an_address_at_the_end_of_a_page(attach: str) -> None:
     """Behind an IPv4 address nothing is readable."""
     page = mmap.PAGESIZE
-    start = libc().mmap(None, 2 * page, mmap.PROT_READ | mmap.PROT_WRITE, 0x22, -1, 0)
-    assert libc().munmap(ctypes.c_void_p(start + page), page) == 0
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    start = harness.map_memory(2 * page, mmap.PROT_READ | mmap.PROT_WRITE, flags)
+    harness.unmap_memory(start + page, page)
     address = start + page - len(NOT_TO_CONNECT_TO)
     ctypes.memmove(address, NOT_TO_CONNECT_TO, len(NOT_TO_CONNECT_TO))
     check_that_it_fails_at_once(attach, address)
+    harness.unmap_memory(start, page)
 
 
 def test_an_address_that_nobody_has_read_yet(attach: str, tmp_path: Path) -> None:
@@ -255,5 +251,7 @@ def test_an_address_that_nobody_has_read_yet(attach: str, tmp_path: Path) -> Non
     program = tmp_path / "program"
     program.write_bytes(NOT_TO_CONNECT_TO)
     with program.open() as file:
-        address = libc().mmap(None, mmap.PAGESIZE, mmap.PROT_READ, 2, file.fileno(), 0)
+        protection, flags = mmap.PROT_READ, mmap.MAP_PRIVATE
+        address = harness.map_memory(mmap.PAGESIZE, protection, flags, file.fileno())
     check_that_it_fails_at_once(attach, address)
+    harness.unmap_memory(address, mmap.PAGESIZE)
