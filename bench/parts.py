@@ -4,6 +4,7 @@ host does then falls on all of them."""
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -17,12 +18,12 @@ from bench.table import Cell, Group, Row, Target
 from bench.terminal import Life, live
 from bench.tools import Tool
 from bench.tracer import Outcome
-from bench.traffic import build
+from bench.traffic import LOSS, SECONDS, build, can_lose
 
 STARTS = 10
 FILTERED, FILTERED_KEPT = "states", 0.95
 TRAFFIC = ("bulk", "requests")
-WALKING = ("top", "subnet", "rtt --weight connection")
+WALKING = ("top", "subnet", "rtt --weight connection", "cong", "ports")
 SOCKETS = (100, 1_000, 10_000, 25_000)  # connections: each has two sockets here
 WALKED_SECONDS = 4
 # Addresses of RFC 2544, which nobody has.
@@ -186,9 +187,71 @@ def sockets(setting: Setting) -> Group:
 def _us_a_second(setting: Setting, tool: Tool) -> float:
     """Time in its programs, once it is attached and has found what was there."""
     with tracer.at_work(tool.command(), setting.folder) as pid:
-        before = sum(ns for ns, _ in tracer.programs(pid).values())
+        before = _program_ns(pid)
         time.sleep(WALKED_SECONDS)
-        return (sum(ns for ns, _ in tracer.programs(pid).values()) - before) / 1e3 / WALKED_SECONDS
+        return (_program_ns(pid) - before) / 1e3 / WALKED_SECONDS
+
+
+def _program_ns(pid: int) -> int:
+    return sum(ns for ns, _ in tracer.programs(pid).values())
+
+
+def looks(setting: Setting) -> Group:
+    """CPU time of a look at the ports of all open connections, each second, beside ss, which
+    is to be started for each."""
+    load = build(setting.folder)
+    rows: dict[str, dict[str, Cell]] = {"ports": {}, "ss -Htan": {}}
+    for number in SOCKETS:
+        with load.idle(number):
+            ours = [_ms_of_ports(setting) for _ in range(setting.rounds)]
+            theirs = [_ms_of_ss() for _ in range(setting.rounds)]
+        title = f"{number:,} ms a second"
+        rows["ports"][title] = Cell(ours, 1, spread=True)
+        rows["ss -Htan"][title] = Cell(theirs, 1, spread=True)
+    return Group("Ports in use, CPU time", rows)
+
+
+def _ms_of_ports(setting: Setting) -> float:
+    with tracer.at_work(Tool("ports").command("-i", "1"), setting.folder) as pid:
+        before = tracer.running_ns(pid)
+        time.sleep(WALKED_SECONDS)
+        return (tracer.running_ns(pid) - before) / 1e6 / WALKED_SECONDS
+
+
+def _ms_of_ss() -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for _ in range(WALKED_SECONDS):
+        subprocess.run(["ss", "-Htan"], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds * 1e3 / WALKED_SECONDS
+
+
+def loss(setting: Setting) -> Group:
+    """What is left of the rate of a bulk transfer that loses packets, and the time in BPF programs,
+    which is measured meanwhile: where the kernel has netem."""
+    load = build(setting.folder)
+    chosen = [tool for tool in setting.tools if tool.name in tools.OF_LOSSES and can_lose()]
+    kept: dict[Tool, list[float]] = {tool: [] for tool in chosen}
+    spent: dict[Tool, list[float]] = {tool: [] for tool in chosen}
+    with host.bpf_statistics():
+        for _ in range(setting.rounds if chosen else 0):
+            free = load.run_lossy("bulk")
+            for tool in chosen:
+                with tracer.at_work(tool.command(), setting.folder) as pid:
+                    before = _program_ns(pid)
+                    kept[tool].append(load.run_lossy("bulk") / free)
+                    spent[tool].append((_program_ns(pid) - before) / 1e3 / SECONDS)
+    return Group(
+        f"Bulk transfer, netem loss {LOSS}",
+        {
+            tool.name: {
+                "of untraced": Cell(kept[tool], 3, spread=True),
+                "us a second": Cell(spent[tool], 0, spread=True),
+            }
+            for tool in chosen
+        },
+    )
 
 
 def start(setting: Setting) -> Group:
@@ -261,5 +324,7 @@ ALL: dict[str, Callable[[Setting], Group]] = {
     "filters": filters,
     "traffic": traffic,
     "sockets": sockets,
+    "looks": looks,
+    "loss": loss,
     "start": start,
 }

@@ -19,12 +19,18 @@ END_BEYOND_TCPSTATES_MS = 50
 LINE_US = {"text": 2.0, "json": 3.0, "csv": None}
 # Of those that have one of their own: the share of the untraced rate, the time in BPF per event.
 KEPT = {"accept": 0.85, "connect": 0.85, "connect -c": 0.85, "connlat": 0.85, "states": 0.94}
+KEPT |= {"retrans": 0.85, "reset": 0.85, "drop": 0.85, "ports": 0.95, "path --lport 40000": 0.70}
 KEPT_BY_ALL = 0.80
 NS = {"states": 750.0}
 # The share of a bulk transfer, and of requests, under tools that have to do with what is sent.
 KEPT_OF_TRAFFIC = {"top": 0.98, "subnet": 0.98, "rtt --weight connection": 0.98}
 KEPT_OF_TRAFFIC |= {"rtt": 0.95, "pktlat": 0.95}
 
+# Those that have to do with packets that are lost.
+OF_LOSSES = ("retrans", "cong", "drop")
+
+ONE_FLOW = {"path": "path --lport 40000"}
+"""Who shows every packet is measured as it is used: on one flow among many."""
 OF_ORIGINALS = {"tcptop": ("-C",)}
 """Options: without a terminal it cannot clear one, and ends."""
 ORIGINALS = Path("/usr/sbin")
@@ -113,7 +119,7 @@ def _tcpcore() -> Sequence[str]:
 TCPCORE = _tcpcore()
 TCPSTATES = Tool("tcpstates", ours=False)
 ALL = (
-    *map(Tool, names()),
+    *(Tool(ONE_FLOW.get(name, name)) for name in names()),
     Tool("connect -c", count=_connects),
     *(Tool(name) for name in KEPT_OF_TRAFFIC if " " in name and name.split()[0] in names()),
     *(Tool(f"tcp{name}", ours=False) for name in names() if _path(f"tcp{name}").exists()),

@@ -106,8 +106,17 @@ def _rest(process: subprocess.Popen[bytes], errors: Path) -> None:
 
 def _wanted_ns(pid: int) -> int:
     """Time on a CPU and time spent waiting for one: on a busy host the second counts as well."""
+    return sum(_scheduled_ns(pid))
+
+
+def running_ns(pid: int) -> int:
+    """Time on a CPU."""
+    return _scheduled_ns(pid)[0]
+
+
+def _scheduled_ns(pid: int) -> tuple[int, int]:
     running, waiting, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
-    return int(running) + int(waiting)
+    return int(running), int(waiting)
 
 
 def programs(pid: int) -> dict[int, tuple[int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,15 @@ from pathlib import Path
 from bench.storm import ADDRESS
 
 SECONDS = 3
+LOSS = "5%"
+_LOSSY = (
+    "unshare",
+    "--net",
+    "sh",
+    "-c",
+    f'ip link set lo up && tc qdisc add dev lo root netem loss {LOSS} && exec "$@"',
+    "sh",
+)
 _MOST = 9_000  # connections of one process, which has both ends open: most may have 20,000 files
 
 
@@ -22,7 +31,14 @@ class Traffic:
 
     def run(self, kind: str) -> float:
         """MB per second of one bulk transfer, or requests per second."""
-        command = [str(self.program), kind, ADDRESS, str(SECONDS)]
+        return self._run(kind)
+
+    def run_lossy(self, kind: str) -> float:
+        """The same in a network namespace of its own, whose loopback device loses packets."""
+        return self._run(kind, _LOSSY)
+
+    def _run(self, kind: str, within: Sequence[str] = ()) -> float:
+        command = [*within, str(self.program), kind, ADDRESS, str(SECONDS)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=60)
         return float(done.stdout)
 
@@ -43,6 +59,11 @@ class Traffic:
                 raise OSError(f"no {connections} connections")
             yield
             process.stdin.close()
+
+
+def can_lose() -> bool:
+    """Whether this kernel has netem."""
+    return not subprocess.run([*_LOSSY, "true"], stderr=subprocess.DEVNULL).returncode
 
 
 def build(folder: Path) -> Traffic:
