@@ -23,7 +23,7 @@ from bench.traffic import LOSS, SECONDS, build, can_lose
 STARTS = 10
 FILTERED, FILTERED_KEPT = "states", 0.95
 TRAFFIC = ("bulk", "requests")
-WALKING = ("top", "subnet", "rtt --weight connection", "cong", "ports")
+WALKING = ("top", "subnet", "rtt --weight connection")
 SOCKETS = (100, 1_000, 10_000, 25_000)  # connections: each has two sockets here
 WALKED_SECONDS = 4
 # Addresses of RFC 2544, which nobody has.
