@@ -12,7 +12,7 @@ CLANG_FORMAT ?= clang-format-19
 RUN_PACKAGES := clang-19 libbpf-dev libbpf1 llvm-19 make python3-venv
 LINT_PACKAGES := $(RUN_PACKAGES) clang-format-19 patchelf
 TEST_PACKAGES := $(LINT_PACKAGES) bpftool busybox-static gcc iproute2 iputils-ping kmod libbpf-tools \
-	libc6-dev nftables procps qemu-system-x86 tmux
+	libc6-dev nftables procps qemu-system-x86 tmux tshark
 
 # The newest versioned clang on PATH, 19 at least. CLANG=... takes any other.
 ifeq ($(origin CLANG),undefined)

@@ -21,12 +21,12 @@ struct part {
 
 EVENT(path_event);
 
-#define UNKNOWN_UID (~0U)
 #define MOST_DEQUEUED 64 /* at once, for devices with byte queue limits */
 
 const volatile __u8 target_flags; /* TCP flags, any of which will do */
 /* A filter asks for owners: sockets are followed. */
 const volatile bool path_has_owners;
+const volatile bool path_has_bytes; /* events have the packets' first bytes */
 
 struct flow {
 	union address saddr, daddr;
@@ -42,10 +42,13 @@ struct {
 	__type(value, __u8);
 } flows SEC(".maps");
 
+/* A packet at a stage. */
 struct packet {
 	struct conn conn; /* as who sent it sees it */
 	__u32 seq;
 	__u32 len;
+	__u32 reason;
+	__u8 stage;
 	__u8 flags;
 };
 
@@ -83,8 +86,13 @@ static __always_inline bool read_stage(struct segment *segment, struct sk_buff *
 				     : read_segment(segment, skb);
 }
 
-/* A filter is about a connection, of which a packet may go either way. */
-static __always_inline bool want_either_way(const struct conn *conn)
+/*
+ * A filter is about a connection, of which a packet may go either way.
+ *
+ * The verifier sees this and others as functions: programs are many, filters long, and what all of
+ * them have on the stack would not fit in there together.
+ */
+static __noinline bool want_either_way(const struct conn *conn)
 {
 	struct conn other;
 
@@ -152,11 +160,6 @@ static __always_inline bool is_owner_wanted(const struct conn *conn, struct sock
 	return true;
 }
 
-/*
- * Two functions that the verifier sees as such: programs are many, filters long, and what both have
- * on the stack would not fit in there together.
- */
-
 static __noinline bool read_packet(struct packet *packet, struct sk_buff *skb, struct sock *sk,
 				   enum stage stage)
 {
@@ -175,52 +178,91 @@ static __noinline bool read_packet(struct packet *packet, struct sk_buff *skb, s
 	return true;
 }
 
-/* The packet's namespace is known already. */
-static __noinline bool want_data(const struct packet *packet, struct sock *sk)
+/* Asked before anything but the headers is read: mostly they tell that a packet is not wanted. */
+static __always_inline bool want_headers(const struct packet *packet)
 {
-	return want_netns(packet->conn.netns) && want_either_way(&packet->conn) &&
+	return (!target_flags || packet->flags & target_flags) && want_either_way(&packet->conn);
+}
+
+/* The packet's namespace is known here. */
+static __noinline bool want_place(const struct packet *packet, struct sock *sk)
+{
+	return want_netns(packet->conn.netns) &&
 	       (!is_owner_asked_for() || is_owner_wanted(&packet->conn, sk));
 }
 
-static __always_inline bool want_packet(const struct packet *packet, struct sock *sk)
+/*
+ * No IP header is there yet where TCP sends and IP begins. Where a reader copies data, its packet
+ * may be of several, and was seen before.
+ */
+static __always_inline bool has_ip_header(enum stage stage)
 {
-	return (!target_flags || packet->flags & target_flags) && want_data(packet, sk);
+	return stage != STAGE_TCP_SEND && stage != STAGE_IP_SEND && stage != STAGE_COPIED;
 }
 
-static __always_inline void send(void *ctx, struct path_event *event, const struct packet *packet,
-				 struct sk_buff *skb, const struct owner *owner)
+static __always_inline void read_bytes(struct path_with_bytes *told, struct sk_buff *skb,
+				       enum stage stage)
 {
-	event->ts_ns = bpf_ktime_get_ns();
-	event->flags = packet->flags;
-	event->seq = packet->seq;
-	event->len = packet->len;
-	event->cpu = bpf_get_smp_processor_id();
-	event->skb = (__u64)skb;
+	struct linear linear;
+	__u32 begin, size;
+
+	read_linear(&linear, skb);
+	begin = is_from_driver(stage) ? linear.data : linear.network;
+	size = linear.tail - begin;
+	if (size > sizeof(told->bytes))
+		size = sizeof(told->bytes);
+	if (begin < linear.tail && !bpf_probe_read_kernel(told->bytes, size, linear.head + begin))
+		told->captured = size;
+}
+
+static __noinline int tell(void *ctx, const struct packet *packet, struct sk_buff *skb,
+			   struct net_device *dev, const struct owner *owner)
+{
+	struct path_with_bytes told = {};
+	struct path_event *event = &told.event;
+
+	*event = (struct path_event){
+		.ts_ns = bpf_ktime_get_ns(),
+		.stage = packet->stage,
+		.flags = packet->flags,
+		.seq = packet->seq,
+		.len = packet->len,
+		.cpu = bpf_get_smp_processor_id(),
+		.skb = (__u64)skb,
+		.reason = packet->reason,
+	};
+	if (dev) {
+		event->ifindex = BPF_CORE_READ(dev, ifindex);
+		BPF_CORE_READ_INTO(&event->ifname, dev, name);
+	}
 	describe(event, &packet->conn, owner);
-	emit(ctx, event, sizeof(*event));
+	if (!path_has_bytes) {
+		emit(ctx, event, sizeof(*event));
+		return 0;
+	}
+	if (has_ip_header(packet->stage))
+		read_bytes(&told, skb, packet->stage);
+	emit(ctx, &told, sizeof(told));
+	return 0;
 }
 
 /* sk: NULL where only the packet itself may tell its socket, which may be no full one. */
 static __noinline int pass(void *ctx, struct sk_buff *skb, struct sock *sk, __u32 stage,
 			   __u32 reason)
 {
-	struct path_event event = {.stage = stage, .reason = reason};
-	struct owner owner = {.uid = UNKNOWN_UID};
-	struct packet packet = {};
+	struct packet packet = {.stage = stage, .reason = reason};
 	struct net_device *dev;
 
-	if (!read_packet(&packet, skb, sk, stage))
+	if (!read_packet(&packet, skb, sk, stage) || !want_headers(&packet))
 		return 0;
 	dev = device_of(skb);
 	sk = sk ?: tcp_socket(BPF_CORE_READ(skb, sk));
 	packet.conn.netns = dev ? device_netns(dev) : sk ? common_netns(sk) : 0;
-	if (!want_packet(&packet, sk))
-		return 0;
-	if (dev) {
-		event.ifindex = BPF_CORE_READ(dev, ifindex);
-		BPF_CORE_READ_INTO(&event.ifname, dev, name);
+	if (want_place(&packet, sk)) {
+		struct owner nobody = {.uid = NO_USER};
+
+		tell(ctx, &packet, skb, dev, &nobody);
 	}
-	send(ctx, &event, &packet, skb, &owner);
 	return 0;
 }
 
@@ -313,21 +355,20 @@ static __noinline bool read_peers_conn(struct conn *conn, struct sock *sk)
 SEC("raw_tp/skb_copy_datagram_iovec")
 int BPF_PROG(copied, struct sk_buff *skb, int len)
 {
-	struct path_event event = {.stage = STAGE_COPIED};
-	struct owner owner = {.uid = UNKNOWN_UID};
+	struct packet packet = {.stage = STAGE_COPIED, .len = len};
 	struct sock *sk = tcp_socket(BPF_CORE_READ(skb, sk));
-	struct packet packet = {.len = len};
+	struct owner owner = {.uid = NO_USER};
 
 	if (!sk || len <= 0 || !read_peers_conn(&packet.conn, sk))
 		return 0;
-	packet.seq = BPF_CORE_READ((struct tcp_sock *)sk, copied_seq);
 	/* Whether the packets had the wanted flags is not known here: user space knows them. */
-	if (!want_data(&packet, sk))
+	if (!want_either_way(&packet.conn) || !want_place(&packet, sk))
 		return 0;
+	packet.seq = BPF_CORE_READ((struct tcp_sock *)sk, copied_seq);
 	/* Whoever reads holds the lock; else the kernel takes the data itself. */
 	if (is_owned(sk, BY_HELPER))
 		current_owner(&owner, sk, BY_HELPER);
-	send(ctx, &event, &packet, skb, &owner);
+	tell(ctx, &packet, skb, NULL, &owner);
 	return 0;
 }
 
@@ -338,15 +379,16 @@ static __always_inline int tcp_send(void *ctx, struct sock *sk, struct sk_buff *
 {
 	struct tcp_skb_cb *segment = (struct tcp_skb_cb *)skb->cb;
 	struct packet packet = {
+		.stage = STAGE_TCP_SEND,
 		.seq = sk_read(segment, seq, BY_HELPER),
 		.len = BPF_CORE_READ(skb, len),
 		.flags = sk_read(segment, tcp_flags, BY_HELPER),
 	};
-	struct path_event event = {.stage = STAGE_TCP_SEND};
-	struct owner owner = {.uid = UNKNOWN_UID};
+	struct owner owner = {.uid = NO_USER};
 
-	if (common_conn(&packet.conn, sk, BY_HELPER) && want_packet(&packet, sk))
-		send(ctx, &event, &packet, skb, &owner);
+	if (common_conn(&packet.conn, sk, BY_HELPER) && want_headers(&packet) &&
+	    want_place(&packet, sk))
+		tell(ctx, &packet, skb, NULL, &owner);
 	return 0;
 }
 

@@ -27,7 +27,7 @@ enum stage {
 };
 
 /*
- * One packet at one stage. Mirror: Event in src/tcpcore/tools/path/__init__.py.
+ * One packet at one stage. Mirror: Event in src/tcpcore/tools/path/event.py.
  *
  * laddr, lport: of who sent it, raddr, rport: of whom it is for. pid, uid, comm: of who reads it,
  * at STAGE_COPIED; there seq and len are what was copied.
@@ -43,6 +43,15 @@ struct path_event {
 	char ifname[16];
 	__u32 ifindex; /* 0: none here */
 	__u32 reason;  /* enum skb_drop_reason; 0: not known */
+};
+
+#define PATH_SNAP 128 /* all headers, as a rule: IPv4 and TCP have 60 bytes each at most */
+
+/* --pcapng. Mirror: WithBytes in src/tcpcore/tools/path/event.py. */
+struct path_with_bytes {
+	struct path_event event;
+	__u64 captured;	       /* how many bytes there are; 0 where there is no IP header yet */
+	__u8 bytes[PATH_SNAP]; /* from the IP header on */
 };
 
 #endif /* TCPCORE_PATH_H */

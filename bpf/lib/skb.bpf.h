@@ -59,20 +59,57 @@ struct segment {
 	bool is_whole; /* else there is no whole TCP header: addresses and family alone are known */
 };
 
-/* The linear part of a packet, where its headers are. Offsets count from head. */
+/*
+ * Where a packet's headers are: in the linear part of its buffer. Offsets count from head.
+ * network: of the IP header, which a driver's packet does not have noted yet.
+ */
 struct linear {
+	struct sk_buff *skb;
 	unsigned char *head;
+	__u32 network;
+	__u32 data;
 	__u32 tail;
-	__u32 end; /* of the whole packet; behind the tail if it has other parts */
+	__be16 protocol;
 };
+
+/*
+ * Reading is most of what a packet costs that no filter wants. From protocol to data it is one read:
+ * so many bytes in all kernels from 5.10 on, unless they are built with something in between.
+ */
+#define CLOSE 32
+
+#define read_close(field, skb, close)                                                              \
+	({                                                                                         \
+		__u32 _at = bpf_core_field_offset((skb)->field) -                                  \
+			    bpf_core_field_offset((skb)->protocol);                                \
+		typeof((skb)->field) _value;                                                       \
+		if (_at <= CLOSE - sizeof(_value)) /* the verifier knows, and drops the other */   \
+			_value = *(typeof(_value) *)((void *)(close) + _at);                       \
+		else                                                                               \
+			bpf_core_read(&_value, sizeof(_value), &(skb)->field);                     \
+		_value;                                                                            \
+	})
 
 static __always_inline void read_linear(struct linear *linear, struct sk_buff *skb)
 {
-	unsigned char *data = BPF_CORE_READ(skb, data);
+	__u64 close[CLOSE / 8];
 
-	linear->head = BPF_CORE_READ(skb, head);
-	linear->tail = BPF_CORE_READ(skb, tail);
-	linear->end = data - linear->head + BPF_CORE_READ(skb, len);
+	bpf_probe_read_kernel(close, sizeof(close),
+			      (void *)skb + bpf_core_field_offset(skb->protocol));
+	linear->skb = skb;
+	linear->head = read_close(head, skb, close);
+	linear->network = read_close(network_header, skb, close);
+	linear->data = read_close(data, skb, close) - linear->head;
+	linear->tail = read_close(tail, skb, close);
+	linear->protocol = read_close(protocol, skb, close);
+}
+
+/* Of the whole packet: behind the tail if it has other parts. */
+static __always_inline __u32 end_of(const struct linear *linear)
+{
+	struct sk_buff *skb = linear->skb;
+
+	return linear->data + BPF_CORE_READ(skb, len);
 }
 
 /* False where the header is not, or not all of it, in the linear part. */
@@ -118,7 +155,7 @@ static __always_inline bool read_ipv4(struct segment *segment, const struct line
 	/* Only the first fragment has the TCP header. */
 	if (!(bpf_ntohs(ip.frag_off) & IP_OFFSET))
 		read_tcp(segment, linear, offset + (ip.version_ihl & 15) * 4,
-			 len ? offset + len : linear->end);
+			 len ? offset + len : end_of(linear));
 	return true;
 }
 
@@ -168,24 +205,18 @@ static __always_inline bool read_ipv6(struct segment *segment, const struct line
 	len = bpf_ntohs(ip.payload_len); /* 0: as tot_len above */
 	if (first)
 		read_tcp(segment, linear, tcp,
-			 len ? offset + sizeof(struct ipv6_header) + len : linear->end);
+			 len ? offset + sizeof(struct ipv6_header) + len : end_of(linear));
 	return true;
 }
 
 /* The segment of a packet whose IP header is at an offset from head; false: it is none of TCP. */
-static __always_inline bool read_segment_at(struct segment *segment, struct sk_buff *skb,
+static __always_inline bool read_segment_at(struct segment *segment, const struct linear *linear,
 					    __u32 offset)
 {
-	__be16 protocol = BPF_CORE_READ(skb, protocol);
-	struct linear linear;
-
 	__builtin_memset(segment, 0, sizeof(*segment));
-	if (protocol != bpf_htons(ETH_P_IP) && protocol != bpf_htons(ETH_P_IPV6))
-		return false;
-	read_linear(&linear, skb);
-	if (protocol == bpf_htons(ETH_P_IP))
-		return read_ipv4(segment, &linear, offset);
-	return read_ipv6(segment, &linear, offset);
+	if (linear->protocol == bpf_htons(ETH_P_IP))
+		return read_ipv4(segment, linear, offset);
+	return linear->protocol == bpf_htons(ETH_P_IPV6) && read_ipv6(segment, linear, offset);
 }
 
 /*
@@ -195,13 +226,19 @@ static __always_inline bool read_segment_at(struct segment *segment, struct sk_b
  */
 static __always_inline bool read_segment(struct segment *segment, struct sk_buff *skb)
 {
-	return read_segment_at(segment, skb, BPF_CORE_READ(skb, network_header));
+	struct linear linear;
+
+	read_linear(&linear, skb);
+	return read_segment_at(segment, &linear, linear.network);
 }
 
 /* The same where a driver hands it over: the IP header is at data, and is not noted yet. */
 static __always_inline bool read_received_segment(struct segment *segment, struct sk_buff *skb)
 {
-	return read_segment_at(segment, skb, BPF_CORE_READ(skb, data) - BPF_CORE_READ(skb, head));
+	struct linear linear;
+
+	read_linear(&linear, skb);
+	return read_segment_at(segment, &linear, linear.data);
 }
 
 /*
@@ -215,13 +252,13 @@ static __always_inline bool read_unrouted_segment(struct segment *segment, struc
 	struct conn conn;
 
 	__builtin_memset(segment, 0, sizeof(*segment));
-	if (BPF_CORE_READ(skb, protocol) || !common_endpoints(&conn, sk, BY_HELPER))
+	read_linear(&linear, skb);
+	if (linear.protocol || !common_endpoints(&conn, sk, BY_HELPER))
 		return false;
 	segment->family = conn.family;
 	segment->saddr = conn.laddr;
 	segment->daddr = conn.raddr;
-	read_linear(&linear, skb);
-	read_tcp(segment, &linear, BPF_CORE_READ(skb, transport_header), linear.end);
+	read_tcp(segment, &linear, BPF_CORE_READ(skb, transport_header), end_of(&linear));
 	return true;
 }
 

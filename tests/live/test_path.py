@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -295,6 +296,115 @@ def test_many_packets_none_twice(attach: str) -> None:
     assert sum(first["len"] for first in data) == total or twice
 
 
+def test_a_closed_port(attach: str) -> None:
+    """Nothing listens there, and no socket is known."""
+    with tracer("path", "--json", "--raddr", "127.0.0.1", "-D", "9", "--attach", attach) as running:
+        with socket.socket() as client, pytest.raises(ConnectionRefusedError):
+            client.connect(("127.0.0.1", 9))
+        running.wait_for(lambda e: e.get("stage") == "dropped" and e["rport"] == 9)
+        events = running.events()
+    (packet,) = [each for each in packets(events) if each[0]["flags"] == "SYN"]
+    assert "receive" in stages(packet) and packet[-1]["stage"] == "dropped"
+    assert packet[-1]["reason"] in ("NO_SOCKET", None)
+
+
+def test_a_full_qdisc(attach: str, net: Net) -> None:
+    """One packet goes, one waits, and the next one finds no room."""
+    here, there = net
+    with (
+        listener_in(there) as server,
+        connected(server, here) as (client, _),
+        tracer(*to(server), "--attach", attach) as running,
+        shaped(here, "tbf rate 1kbit burst 700 limit 700"),
+    ):
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for length in (500, 501, 502):
+            client.sendall(b"x" * length)
+        running.wait_for(lambda e: e.get("stage") == "dropped" and e["len"] == 502)
+        events = running.events()
+    lost = of_length(events, 502)[0]
+    assert not {"qdisc_out", "driver"} & {*stages(lost)}
+    assert lost[-1]["stage"] == "dropped" and lost[-1]["ifname"] == "ve0"
+    assert "dropped" not in stages(of_length(events, 500)[0])
+
+
+@pytest.mark.any_kernel
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_packets_for_wireshark(host: str, tmp_path: Path) -> None:
+    """As tshark reads them: what the packets are, and each of their stages."""
+    file = tmp_path / "packets.pcapng"
+    with (
+        harness.listener(host) as server,
+        tracer(*to(server), "--flags", "PSH,SYN,FIN", "--pcapng", str(file)) as running,
+        connected(server) as (here, there),
+    ):
+        ports = harness.ports(here)
+        deliver(running, here, there, 321)
+        events = running.events()
+    shown = dissected(file)
+    assert len(shown) == len(packets(events)) >= 2
+    for frame, packet in zip(shown, packets(events), strict=True):
+        first = packet[0]
+        assert (frame["source"], frame["destination"]) == (host, host)
+        assert (frame["sport"], frame["dport"]) == (str(first["lport"]), str(first["rport"]))
+        assert (frame["seq"], frame["len"]) == (str(first["seq"]), str(first["len"]))
+        assert (frame["interface"], frame["netns"]) == ("lo", f"netns {first['netns']}")
+        assert frame["direction"] == OUTBOUND
+        comments = frame["comments"].split(";")
+        assert [comment.split()[0] for comment in comments] == stages(packet)
+        assert [f"cpu {event['cpu']}" in comments[i] for i, event in enumerate(packet)]
+        assert f", at {packet[-1]['elapsed_ns'] / 1e3:.1f} us, " in comments[-1]
+        assert abs(float(frame["time"]) - time.time()) < 3600
+    (data,) = [frame for frame in shown if frame["len"] == "321"]
+    assert (int(data["sport"]), int(data["dport"])) == ports
+    assert f", pid {os.getpid()} (" in data["comments"].split(";")[-1]
+
+
+@pytest.mark.any_kernel
+def test_received_packets_for_wireshark(net: Net, tmp_path: Path) -> None:
+    """Seen from the driver on, where the IP header is not noted yet."""
+    here, there = net
+    file = tmp_path / "packets.pcapng"
+    arguments = "--netns", str(there.inode), "--flags", "PSH", "--pcapng", str(file)
+    with (
+        listener_in(there) as server,
+        tracer(*to(server), *arguments) as running,
+        connected(server, here) as (client, accepted),
+    ):
+        deliver(running, client, accepted, 322)
+        (packet,) = packets(running.events())
+    (frame,) = dissected(file)
+    assert packet[0]["ifname"] == frame["interface"] == "ve0" and frame["direction"] == INBOUND
+    assert frame["netns"] == f"netns {there.inode}"
+    assert (frame["source"], frame["destination"]) == (here.address, there.address)
+    assert (frame["seq"], frame["len"]) == (str(packet[0]["seq"]), "322")
+
+
+OUTBOUND, INBOUND = "0x00000002", "0x00000001"
+_FIELDS = {
+    "source": "_ws.col.Source",
+    "destination": "_ws.col.Destination",
+    "sport": "tcp.srcport",
+    "dport": "tcp.dstport",
+    "seq": "tcp.seq_raw",
+    "len": "tcp.len",
+    "time": "frame.time_epoch",
+    "interface": "frame.interface_name",
+    "netns": "frame.interface_description",
+    "direction": "frame.packet_flags_direction",
+    "comments": "frame.comment",
+}
+
+
+def dissected(file: Path) -> list[dict[str, str]]:
+    """The packets in a file."""
+    wanted = [word for field in _FIELDS.values() for word in ("-e", field)]
+    command = ["tshark", "-n", "-r", str(file), "-T", "fields", "-E", "aggregator=;", *wanted]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = (line.split("\t") for line in done.stdout.splitlines())
+    return [dict(zip(_FIELDS, line, strict=True)) for line in lines]
+
+
 @pytest.mark.any_kernel
 def test_summary() -> None:
     with harness.listener() as server:
@@ -302,11 +412,29 @@ def test_summary() -> None:
         with tracer("path", "--json", "--summary", "-L", port) as running:
             with connected(server) as (here, there):
                 here.sendall(b"x" * 100)
+                time.sleep(0.1)
                 there.recv(100)
-            rows = {row["stage"]: row for row in running.events("flow")}
-    assert {*rows} >= {*BASE[1:]}
-    assert rows["copied"]["count"] == 1
-    assert all(0 < row["p50_ns"] <= row["p99_ns"] <= row["max_ns"] for row in rows.values())
+            found = {each["key"]["stage"]: each for each in running.events("histogram")}
+    assert {*found} >= {*BASE[1:]}
+    assert {(each["measure"], each["unit"]) for each in found.values()} == {("time", "ns")}
+    assert found["copied"]["count"] == 1 and found["copied"]["sum"] >= 90_000_000
+    (bucket,) = found["copied"]["buckets"]
+    assert bucket[0] <= found["copied"]["sum"] <= bucket[1]
+
+
+@pytest.mark.any_kernel
+def test_so_many_packets() -> None:
+    with (
+        harness.listener() as server,
+        tracer(*to(server), "--flags", "PSH", "-n", "2") as running,
+        connected(server) as (here, there),
+    ):
+        for _ in range(3):
+            here.sendall(b"x" * 100)
+            there.recv(100)
+        assert running.wait() == 0
+        found = packets(running.records())
+    assert [stages(packet)[-1] for packet in found] == ["copied"] * 2
 
 
 @pytest.mark.any_kernel

@@ -19,7 +19,7 @@ import pytest
 
 from tcpcore.errors import TcpcoreError
 from tcpcore.sinks import destination
-from tcpcore.sinks.destination import Destination, output_file, tell
+from tcpcore.sinks.destination import Destination, output_file, private_file, tell
 from tests.unit.samples import PACKAGE
 
 LINES = "".join(f'{{"number":{i}}}\n' for i in range(50_000))  # many times what a pipe holds
@@ -223,6 +223,21 @@ def test_kernel_addresses_are_for_the_owner_alone(tmp_path: Path) -> None:
     before = tmp_path / "before"
     before.touch(0o644)
     assert written(before, secret=True) == 0o600
+
+
+def test_a_private_file(tmp_path: Path) -> None:
+    path = tmp_path / "packets"
+    path.write_text("yesterday's packets\n")
+    with private_file(path, "`pcapng`") as write:
+        write(b"\0\1")
+        write(b"\2")
+    assert path.read_bytes() == b"\0\1\2"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with (
+        pytest.raises(TcpcoreError, match=r"^`pcapng`: No space left on device$"),
+        private_file(Path("/dev/full"), "`pcapng`") as write,
+    ):
+        write(b"\0")
 
 
 def test_a_link_of_the_caller_is_followed(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from tcpcore.model import clock, fields
-from tcpcore.tools.path import Event, Step
+from tcpcore.tools.path import Step
 from tcpcore.tools.path import packets as module
+from tcpcore.tools.path.event import Event
 from tcpcore.tools.path.packets import Packets
 from tcpcore.tools.path.stages import STAGES
+from tcpcore.tools.path.summary import Stages
 from tests.unit.samples import event, tool
 
 NAMES = list(fields.kinds(Event))
@@ -132,3 +134,19 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_slow_ones_only() -> None:
     way = at("dev_queue", 0), at("freed", 999), at("dev_queue", 2000, skb=2, seq=500)
     assert together(*way, at("freed", 3000, skb=2, seq=500), least=1000) == [["dev_queue", "freed"]]
+
+
+def test_times_by_stage() -> None:
+    """None of a packet's first stage."""
+    way = [at("dev_queue", 0), at("driver", 1), at("receive", 2), at("copied", 6)]
+    way += [at("dev_queue", 9, skb=2, seq=500), at("driver", 13, skb=2, seq=500)]
+    made = Stages(STEP)
+    assert made.take() == []
+    made.add(Packets(NAMES, SECOND, 0)(way, True))
+    found = [(x.key, x.counts, x.sum, x.unit) for x in made.take()]
+    assert found == [
+        ({"stage": "driver"}, {0: 1, 2: 1}, 5, "ns"),
+        ({"stage": "receive"}, {0: 1}, 1, "ns"),
+        ({"stage": "copied"}, {2: 1}, 4, "ns"),
+    ]
+    assert made.take() == []

@@ -218,6 +218,18 @@ def test_count_is_cut_exactly(clock: Clock, count: int) -> None:
     assert len(session.session.waited) == (count + 1) // 2
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_count_is_of_whole_events(clock: Clock, count: int) -> None:
+    """Where several rows are one: here those of two processes, in turn."""
+    session = Run(clock, events={1: 4, 2: 1, -1: 2})
+    pid = list(fields.kinds(CONNLAT.event)).index("pid")
+    session.session.tool = CONNLAT._replace(one_event=lambda row: row[pid] // 2)
+    session.session.at_wait = lambda number: setattr(session.stop, "wanted", number == 3)
+    session.run(count=count)
+    pids = [record["pid"] for record in session.lines.records("event")]
+    assert pids == [1, 2, 3, 4, 2, 999, 1000][: {1: 1, 2: 3, 3: 4}.get(count, 7)]
+
+
 def test_a_report_per_interval_and_one_at_the_end(clock: Clock) -> None:
     session = Run(clock, events={1: 1, 3: 2, -1: 4})
     session.session.tool = CONNLAT._replace(kinds=(TABLE,))

@@ -73,6 +73,11 @@ def rfc3339(stamps: Sequence[int]) -> list[str]:
     return [f"{_UTC[second]}.{rest:09d}Z" for second, rest in pairs]
 
 
+def since_1970(stamp: int) -> int:
+    """Monotonic nanoseconds as those of CLOCK_REALTIME."""
+    return stamp + _offset()
+
+
 def time_of_day(stamps: Iterable[int]) -> list[str]:
     """Monotonic nanoseconds as HH:MM:SS of the local time zone."""
     offset = _offset()

@@ -169,7 +169,8 @@ class Tool(Value):
     to run in place of this one where a filter asks for the owner of a socket. iterators: BPF
     iterators that its counts run. in_namespaces: of a tool that looks into network namespaces: the
     tool for those with these inodes, or for our own, open as long as the trace. alarm: asked
-    after each report; what it gives ends the trace.
+    after each report; what it gives ends the trace. one_event: neighbouring rows for which it gives
+    the same are one event to --count.
     """
 
     name: str
@@ -192,6 +193,7 @@ class Tool(Value):
     iterators: tuple[str, ...] = ()
     in_namespaces: Callable[[Tool, Sequence[int]], AbstractContextManager[Tool]] | None = None
     alarm: Callable[[], TcpcoreError | None] | None = None
+    one_event: Callable[[Record], object] | None = None
 
     @property
     def struct(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import chain, groupby, islice
 
 from tcpcore.errors import OptionError, TcpcoreError
 from tcpcore.loader.perf import Record
@@ -83,13 +84,19 @@ class Loop:
 
     def _hand_on(self, records: list[Record]) -> None:
         if self._left is not None:
-            records = records[: self._left]
-            self._left -= len(records)
+            records = self._first(records, self._left)
         if not records:
             return
         self._session.count(records)
         if stream := self._session.tool.stream:
             self._sink.batch(stream.lines, records)
+
+    def _first(self, records: list[Record], most: int) -> list[Record]:
+        """Those of so many events, which are then not left any more."""
+        groups = groupby(records, self._session.tool.one_event or id)
+        events = [list(rows) for _, rows in islice(groups, most)]
+        self._left = most - len(events)
+        return list(chain.from_iterable(events))
 
     def _give_reports(self, last: bool) -> TcpcoreError | None:
         """An error that ends the trace, if the tool finds a reason in them."""

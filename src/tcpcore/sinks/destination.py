@@ -73,6 +73,12 @@ def _write(fd: int, data: memoryview | bytes) -> int:
             poll.poll()
 
 
+def _write_all(fd: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[_write(fd, left) :]
+
+
 def tell(message: str) -> None:
     """A line on standard error. Where that is closed, full or gone, there is nobody to tell.
 
@@ -81,10 +87,9 @@ def tell(message: str) -> None:
     if sys.stderr is None:
         return
     spelled = re.sub(r"`(\w+)`", lambda match: f"--{match[1].replace('_', '-')}", message)
-    left = (spelled + "\n").encode(sys.stderr.encoding, "backslashreplace")
     with suppress(OSError):
-        while left:
-            left = left[_write(sys.stderr.fileno(), left) :]
+        line = (spelled + "\n").encode(sys.stderr.encoding, "backslashreplace")
+        _write_all(sys.stderr.fileno(), line)
 
 
 def standard_output() -> Destination:
@@ -102,12 +107,33 @@ def output_file(path: Path, secret: bool, stopped: Callable[[], bool]) -> Iterat
     Raises TcpcoreError when it cannot be opened.
     """
     name = f"--output: {path}"
+    with _file(name, secret, lambda mode: _open(path, mode, stopped)) as fd:
+        yield Destination(fd, name)
+
+
+@contextmanager
+def private_file(path: Path, name: str) -> Iterator[Callable[[bytes], None]]:
+    """A file that only its owner may read, from its beginning; what writes all of some bytes to it.
+
+    name: in messages. Raises TcpcoreError, and so does a write.
+    """
+
+    def write(data: bytes) -> None:
+        with _named(name):
+            _write_all(fd, data)
+
+    with _file(name, True, lambda mode: _open_now(path, mode)) as fd:
+        yield write
+
+
+@contextmanager
+def _file(name: str, secret: bool, open_it: Callable[[int], int]) -> Iterator[int]:
     with _named(name):
-        fd = _open(path, 0o600 if secret else 0o666, stopped)
+        fd = open_it(0o600 if secret else 0o666)
     try:
         with _named(name):
             _prepare(fd, secret)
-        yield Destination(fd, name)
+        yield fd
     finally:
         with _named(name):  # some file systems find out here that the disk is full
             os.close(fd)

@@ -7,58 +7,29 @@ of their directions are followed.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from operator import itemgetter
+from typing import TYPE_CHECKING, Annotated
 
 from tcpcore.errors import OptionError
 from tcpcore.loader import Slot, Way
 from tcpcore.loader.perf import Record
 from tcpcore.model import columns as col
 from tcpcore.model import fields, net
-from tcpcore.model.enums import KernelEnum
-from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.option import Option
 from tcpcore.model.slots import ACCEPTING, TRANSITIONS
-from tcpcore.model.tool import Column, Derive, Lines, Rodata, Stream, Table, Tool
+from tcpcore.model.tool import Column, Derive, Histograms, Lines, Rodata, Stream, Tool
 from tcpcore.request.values import decimal
+from tcpcore.tools.path.event import FLAGS, Event, Flags, Reason, Seq, WithBytes, names
 from tcpcore.tools.path.stages import STAGES
 from tcpcore.value import Value
 
-_UNKNOWN_UID = (1 << 32) - 1
-_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")  # RFC 9293, 3.1; from bit 0
+if TYPE_CHECKING:
+    from tcpcore.tools.path.pcapng import Capture
 
-
-def _names(flags: int) -> str:
-    return ",".join(name for bit, name in enumerate(_FLAGS) if flags >> bit & 1)
-
-
-Stage = Annotated[str, fields.Kind("B", STAGES.__getitem__)]
 At = Annotated[str, fields.Kind("", lambda raw: STAGES[raw[0]])]
-Flags = Annotated[str, fields.Kind("B", _names)]
-Skb = Annotated[str, fields.Kind("Q", lambda raw: f"{raw:x}")]
-Uid = Annotated[int | None, fields.Kind("I", lambda raw: None if raw == _UNKNOWN_UID else raw)]
-Interface = Annotated[str | None, fields.Kind("16s", lambda raw: net.escape(raw) or None)]
-Seq = Annotated[int, fields.Kind("I", int, few=False)]
-_REASONS = KernelEnum("skb_drop_reason", "SKB_DROP_REASON_")
-Reason = Annotated[
-    str | None,
-    fields.Kind("I", lambda raw: _REASONS(raw) if raw else None, enums=(_REASONS,)),
-]
 Packet = Annotated[int, fields.Kind("", int)]
-
-
-class Event(ConnectionEvent):
-    """A packet at a stage. Mirror of struct path_event, bpf/path.h."""
-
-    stage: Stage
-    flags: Flags
-    seq: Seq
-    len: Seq
-    cpu: fields.U32
-    skb: Skb
-    ifname: Interface
-    ifindex: fields.U32
-    reason: Reason
 
 
 class Step(Value):
@@ -75,7 +46,7 @@ class Step(Value):
     laddr: fields.Address
     raddr: fields.Address
     pid: fields.Pid
-    uid: Uid
+    uid: fields.Uid
     netns: fields.KeyNetns
     comm: fields.Comm
     lport: fields.Port
@@ -86,7 +57,7 @@ class Step(Value):
     delta_ns: fields.Time
     elapsed_ns: fields.Time
     cpu: fields.U32
-    ifname: Interface
+    ifname: fields.Comm
     seq: Seq
     len: Seq
     flags: Flags
@@ -100,7 +71,7 @@ def _heading(row: Record) -> str:
     """What a packet's block begins with, told by its first stage."""
     raw = dict(zip(_NAMES, row, strict=True))
     ends = (f"{net.address_text(raw[x + 'addr'])}:{raw[x + 'port']}" for x in "lr")
-    return f"#{raw['packet']} {' > '.join(ends)} {_names(raw['flags'])}"
+    return f"#{raw['packet']} {' > '.join(ends)} {names(raw['flags'])}"
 
 
 def _stages(column: fields.Column) -> list[str]:
@@ -205,11 +176,12 @@ TOOL = Tool(
     slots=TRANSITIONS + ACCEPTING + _SLOTS,
     sockets=("sockets", "flows"),
     seed="iter/task_file",
+    one_event=itemgetter(_NAMES.index("packet")),
 )
 
 EXAMPLES = (
     ("path -L 8080", "of a server, packets both ways"),
-    ("path -L 8080 --min-latency 5", "those that took 5 ms or more"),
+    ("path -L 8080 --pcapng FILE", "for Wireshark as well"),
     ("path -L 8080 --summary -i 10", "times by stage, every ten seconds"),
 )
 
@@ -225,23 +197,31 @@ def tool(
         float, Option("Show a packet of which nothing was seen for so long.", metavar="SEC")
     ] = 10,
     summary: Annotated[bool, Option("How long each stage takes instead.")] = False,
+    pcapng: Annotated[
+        str, Option("The packets for Wireshark, with their stages as comments.", metavar="FILE")
+    ] = "",
 ) -> Tool:
     """flags: only packets with one of these TCP flags, as "SYN,RST". min_latency: only packets that
     took so many milliseconds. quiet: seconds after which a packet is shown of whose end nothing was
-    seen. summary: how long each stage takes instead of each packet."""
+    seen. summary: how long each stage takes instead of each packet. pcapng: a file that gets the
+    packets' first bytes, with their stages as comments."""
     least = decimal("min_latency", min_latency, "a number of milliseconds")
     patience = decimal("quiet", quiet, "a number of seconds", positive=True)
 
-    def packets() -> nullcontext[Derive]:
+    event = WithBytes if pcapng else Event
+
+    @contextmanager
+    def packets() -> Iterator[Derive]:
         from tcpcore.tools.path.packets import Packets
 
-        names = list(fields.kinds(Event))
-        return nullcontext(Packets(names, round(patience * 1e9), round(least * 1e6)))
+        with _capture(pcapng) as capture:
+            times = round(patience * 1e9), round(least * 1e6)
+            yield Packets(list(fields.kinds(event)), *times, capture)
 
-    rodata: Rodata = {"target_flags": _mask(flags)}
+    rodata: Rodata = {"target_flags": _mask(flags), "path_has_bytes": bool(pcapng)}
     kinds = (_summary(),) if summary else TOOL.kinds
     following = TOOL._replace(
-        kinds=kinds, rodata=rodata | {"path_has_owners": True}, derive=packets
+        event=event, kinds=kinds, rodata=rodata | {"path_has_owners": True}, derive=packets
     )
     return following._replace(
         slots=_SLOTS, sockets=("flows",), seed=None, rodata=rodata, with_owners=following
@@ -252,13 +232,21 @@ def _mask(flags: str) -> int:
     """TCP flags by name, separated by commas."""
     found = 0
     for name in flags.upper().split(",") if flags else ():
-        if name not in _FLAGS:
-            raise OptionError("flags", f"'{name}' is none of {', '.join(_FLAGS)}")
-        found |= 1 << _FLAGS.index(name)
+        if name not in FLAGS:
+            raise OptionError("flags", f"'{name}' is none of {', '.join(FLAGS)}")
+        found |= 1 << FLAGS.index(name)
     return found
 
 
-def _summary() -> Table:
-    from tcpcore.tools.path.summary import table
+def _capture(path: str) -> AbstractContextManager[Capture | None]:
+    if not path:
+        return nullcontext()
+    from tcpcore.tools.path.pcapng import capture
 
-    return table(_NAMES)
+    return capture(path)
+
+
+def _summary() -> Histograms:
+    from tcpcore.tools.path.summary import Stages
+
+    return Histograms(lambda _: Stages(_NAMES), summary=True)

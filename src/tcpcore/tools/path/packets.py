@@ -10,7 +10,7 @@ No packet comes twice by the same place: what does is a retransmission, and anot
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from operator import itemgetter
 from typing import NamedTuple
@@ -133,11 +133,18 @@ class Packets:
     """A Derive: the rows of whole packets, each with all its stages, in place of the events.
 
     names: the fields of the events, in their order. quiet_ns: a packet of which nothing is seen for
-    so long is shown as it is. min_ns: only packets that took so long.
+    so long is shown as it is. min_ns: only packets that took so long. capture: takes each packet
+    that is shown.
     """
 
-    def __init__(self, names: Sequence[str], quiet_ns: int, min_ns: int) -> None:
-        self._quiet_ns, self._min_ns = quiet_ns, min_ns
+    def __init__(
+        self,
+        names: Sequence[str],
+        quiet_ns: int,
+        min_ns: int,
+        capture: Callable[[Packet], None] | None = None,
+    ) -> None:
+        self._quiet_ns, self._min_ns, self._capture = quiet_ns, min_ns, capture
         self._told = itemgetter(*map(names.index, ("ts_ns", "stage", "skb", "seq", "len")))
         self._flow = itemgetter(*map(names.index, ("laddr", "raddr", "lport", "rport")))
         self._place = itemgetter(*map(names.index, ("stage", "netns", "ifindex")))
@@ -231,6 +238,8 @@ class Packets:
         if packet.last.ts_ns - begin < self._min_ns:
             return
         self._number += 1
+        if self._capture:
+            self._capture(packet)
         for seen, delta, depth in packet.rows:
             cpu, ifname, flags, reason = self._shown(seen.raw)
             times = delta, seen.ts_ns - begin

@@ -2,61 +2,46 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from tcpcore.loader.perf import Record
-from tcpcore.model import fields
-from tcpcore.model.distribution import Distribution
-from tcpcore.model.tool import Column, Lines, Records, Table
+from tcpcore.model.histogram import Histogram
+from tcpcore.model.tool import Records
 from tcpcore.tools.path.stages import STAGES
-from tcpcore.value import Value
 
 
-class Row(Value):
-    """The times to one stage from the one before, in ns."""
+class _Times:
+    """To one stage, in ns. slots: as in Histogram."""
 
-    stage: fields.Word
-    count: fields.Count
-    p50_ns: fields.Time
-    p90_ns: fields.Time
-    p99_ns: fields.Time
-    max_ns: fields.Time
+    def __init__(self) -> None:
+        self.slots: Counter[int] = Counter()
+        self.sum = 0
 
-
-_COLUMNS = (
-    Column("STAGE", "stage", 15),
-    Column("COUNT", "count", 9),
-    *(
-        Column(f"{title}(us)", field, 12, cells=fields.scaled(12, 1, 1e3))
-        for title, field in (("P50", "p50_ns"), ("P90", "p90_ns"), ("P99", "p99_ns"))
-    ),
-    Column("MAX(us)", "max_ns", 12, cells=fields.scaled(12, 1, 1e3)),
-)
-LINES = Lines(Row, columns=_COLUMNS, wide=_COLUMNS)
+    def add(self, time_ns: int) -> None:
+        self.slots[max(0, time_ns.bit_length() - 1)] += 1
+        self.sum += time_ns
 
 
 class Stages:
-    """The Counts of the table. names: the fields of a packet's stages, in their order. A packet's
-    first stage has no time."""
+    """The Measures of the histograms. names: the fields of a packet's stages, in their order. A
+    packet's first stage has no time."""
 
     def __init__(self, names: Sequence[str]) -> None:
         wanted = ("stage", "delta_ns", "elapsed_ns")
         self._stage, self._delta, self._elapsed = map(names.index, wanted)
-        self._found: dict[int, Distribution] = {}
+        self._found: defaultdict[int, _Times] = defaultdict(_Times)
 
     def add(self, records: Records) -> None:
         for record in records:
             if record[self._elapsed]:
                 stage, _ = record[self._stage]
-                found = self._found.setdefault(stage, Distribution())
-                found.add(record[self._delta])
+                self._found[stage].add(record[self._delta])
 
-    def take(self) -> list[Record]:
+    def take(self) -> list[Histogram]:
         """In the order in which packets come by."""
-        found, self._found = sorted(self._found.items()), {}
-        return [(STAGES[stage], *times.numbers()) for stage, times in found]
-
-
-def table(names: Sequence[str]) -> Table:
-    """names: as in Stages."""
-    return Table(LINES, lambda _: Stages(names))
+        found = sorted(self._found.items())
+        self._found.clear()
+        return [
+            Histogram("time", "ns", {"stage": STAGES[stage]}, times.slots, times.sum)
+            for stage, times in found
+        ]
