@@ -15,8 +15,6 @@ struct part {
 #include "lib/output.bpf.h"
 #include "lib/transitions.bpf.h"
 
-#define UNKNOWN_UID (~0U)
-
 /* Owners are followed, as a filter asks for them or the table has a row for each. */
 const volatile bool with_owners;
 const volatile bool count_owners;
@@ -32,8 +30,9 @@ struct {
 } namespaces SEC(".maps");
 
 /*
- * Sockets in connect() whose port is not counted as taken yet, with the port of their connection
- * before this one, which stays in inet_sport. Who deletes the entry counts it.
+ * Sockets in connect() whose port is not to be counted as taken when they leave SYN_SENT, as it is
+ * COUNTED already or bind() has taken it. Or the port of their connection before this one, which
+ * stays in inet_sport. Most sockets are new, and have no entry.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -43,11 +42,13 @@ struct {
 	__type(value, __u64);
 } connecting SEC(".maps");
 
-static __always_inline struct port_sets *sets_of(struct sock *sk)
-{
-	__u32 netns = common_netns(sk);
+#define COUNTED (1ULL << 16)
 
-	return bpf_map_lookup_elem(&namespaces, &netns);
+/* NULL: its namespace is not looked at. */
+static __always_inline struct port_sets *find_sets(struct conn *conn, struct sock *sk)
+{
+	conn->netns = common_netns(sk);
+	return bpf_map_lookup_elem(&namespaces, &conn->netns);
 }
 
 /* Only the pass writes these, one at a time. */
@@ -60,20 +61,19 @@ static __always_inline void put_into(__u64 *bits, __u16 port)
 	bits[bit / 64] |= 1ULL << (bit % 64);
 }
 
-/* Who owns a connection that the pass finds, or that takes a port. False: not wanted. */
-static __always_inline bool find_owner(struct owner *owner, struct sock *sk, bool is_full)
+/* False: not wanted. is_full: it is no time-wait socket, which knows no user. */
+static __always_inline bool find_owner(struct owner *owner, struct sock *sk, bool is_full,
+				       const bool direct)
 {
 	struct entry *entry = with_owners ? find(sk) : NULL;
 
-	__builtin_memset(owner, 0, sizeof(*owner));
-	owner->uid = UNKNOWN_UID;
-	if (entry) {
+	if (entry)
 		*owner = entry->owner;
-		return owner->wanted;
-	}
-	if (is_full)
-		set_user(owner, sk, BY_HELPER);
-	return want_unknown_task() && want_uid(owner->uid);
+	else if (is_full)
+		unknown_owner(owner, sk, direct);
+	else
+		no_owner(owner);
+	return owner->wanted;
 }
 
 static __always_inline struct ports_count *counters(const struct conn *conn,
@@ -82,7 +82,7 @@ static __always_inline struct ports_count *counters(const struct conn *conn,
 	const struct ports_count none = {};
 	struct ports key = {
 		.netns = conn->netns,
-		.uid = UNKNOWN_UID,
+		.uid = NO_USER,
 		.rport = conn->rport,
 		.family = conn->family,
 	};
@@ -98,54 +98,75 @@ static __always_inline struct ports_count *counters(const struct conn *conn,
 }
 
 static __always_inline struct ports_count *wanted_counters(struct sock *sk, const struct conn *conn,
-							   bool is_full)
+							   bool is_full, const bool direct)
 {
 	struct owner owner;
 
-	if (!want_conn(conn) || !find_owner(&owner, sk, is_full))
+	if (!want_conn(conn) || !find_owner(&owner, sk, is_full, direct))
 		return NULL;
 	return counters(conn, &owner);
 }
 
-/* connect() begins; the port comes later, but for a socket that bind() has given one. */
-static __always_inline void begin(struct sock *sk, const bool direct)
+static __always_inline void follow_owner(struct sock *sk, const bool direct)
 {
-	__u64 key = (__u64)sk, before = read_closed_lport(sk);
 	struct entry begun = {};
 
-	if (is_rejected(sk, TCP_SYN_SENT, direct) || !sets_of(sk))
+	if (is_rejected(sk, TCP_SYN_SENT, direct) || !find_sets(&begun.conn, sk))
 		return;
-	if (with_owners) {
-		own(&begun.owner, sk, ROLE_ACTIVE, direct);
-		follow(sk, &begun);
-	}
-	if (!sk_read(sk, __sk_common.skc_num, direct))
-		remember(&connecting, &key, &before);
+	own(&begun.owner, sk, ROLE_ACTIVE, direct);
+	follow(sk, &begun);
+}
+
+/* connect() begins. The port comes later, but for a socket that bind() has given one. */
+static __always_inline void begin(struct sock *sk, const bool direct)
+{
+	struct tcp_sock *tp = tcp_of(sk, direct);
+	__u64 key = (__u64)sk, before;
+
+	if (with_owners)
+		follow_owner(sk, direct);
+	before = tp ? bpf_ntohs(sk_read(tp, inet_conn.icsk_inet.inet_sport, direct)) : 0;
+	if (!before)
+		return;
+	if (sk_read(sk, __sk_common.skc_num, direct))
+		before = COUNTED;
+	remember(&connecting, &key, &before);
 }
 
 /*
- * The port is known, or there is none. A connect that has failed has given it back already; one that
- * found none leaves the port of before, and no error in the socket.
+ * A connect that found no port leaves the port of before, and no error in the socket; so does only
+ * close(), which shuts it down.
  */
-static __always_inline void take(struct sock *sk, int state)
+static __always_inline bool found_none(struct sock *sk, __u16 lport, __u16 before)
 {
+	return lport == before && !sk_read(sk, sk_err, BY_HELPER) &&
+	       sk_read(sk, sk_shutdown, BY_HELPER) != SHUTDOWN_MASK;
+}
+
+/* The port is known, or there is none. A connect that has failed has given it back already. */
+static __always_inline void end(struct sock *sk, int state, const bool direct)
+{
+	__u64 key = (__u64)sk, *known = bpf_map_lookup_elem(&connecting, &key), before = 0;
 	struct ports_count *found;
 	struct port_sets *sets;
-	__u64 key = (__u64)sk, *place = bpf_map_lookup_elem(&connecting, &key), before;
 	struct conn conn;
 
-	if (!place)
+	if (known) {
+		before = *known;
+		bpf_map_delete_elem(&connecting, &key);
+	}
+	if (before == COUNTED)
 		return;
-	before = *place;
-	if (bpf_map_delete_elem(&connecting, &key) || !read_closed_conn(&conn, sk, BY_HELPER))
+	sets = find_sets(&conn, sk);
+	if (!sets || !common_endpoints(&conn, sk, direct))
 		return;
-	if (state == TCP_CLOSE && conn.lport == before && !sk_read(sk, sk_err, BY_HELPER))
+	if (!conn.lport)
+		conn.lport = read_closed_lport(sk);
+	if (state == TCP_CLOSE && found_none(sk, conn.lport, before))
 		conn.lport = 0;
-	sets = sets_of(sk);
-	if (!sets || (conn.lport && !in_bitmap(sets->allowed, conn.lport)) ||
-	    (!conn.lport && sk_read(sk, sk_shutdown, BY_HELPER) == SHUTDOWN_MASK))
+	else if (!in_bitmap(sets->allowed, conn.lport))
 		return;
-	found = wanted_counters(sk, &conn, true);
+	found = wanted_counters(sk, &conn, true, direct);
 	if (found)
 		add(conn.lport ? &found->taken : &found->failed, 1);
 }
@@ -161,17 +182,16 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 	if (newstate == TCP_SYN_SENT)
 		begin(sk, direct);
 	else
-		take(sk, newstate);
+		end(sk, newstate, direct);
 }
 
+/*
+ * Attached where owners are followed. Nothing else is kept of a socket that has left SYN_SENT, and
+ * this is a program less for each.
+ */
 static __always_inline void destroy(void *ctx, struct sock *sk, const bool direct)
 {
-	__u64 key = (__u64)sk;
-
-	if (with_owners)
-		forget(sk);
-	if (bpf_map_lookup_elem(&connecting, &key))
-		bpf_map_delete_elem(&connecting, &key);
+	forget(sk);
 }
 
 /* The pass. User space runs it in each namespace: the first program once, the second one in each. */
@@ -198,36 +218,46 @@ static __always_inline void seed_owner(struct sock *sk, struct task_struct *task
 	struct entry new = {}, *known = find(sk);
 	__u64 key = (__u64)sk;
 
+	if (known && known->owner.wanted)
+		return;
 	other_owner(&new.owner, sk, task);
-	if (known && new.owner.wanted)
-		known->owner.wanted = true;
-	else if (!known && bpf_map_update_elem(&sockets, &key, &new, BPF_NOEXIST) == -E2BIG)
+	if (known)
+		known->owner.wanted = new.owner.wanted;
+	else if (bpf_map_update_elem(&sockets, &key, &new, BPF_NOEXIST) == -E2BIG)
 		lose_socket();
 }
 
 /* A port that was bound, and is not in use yet, is known by its file alone. */
+static __always_inline void look_at_closed(struct sock *sk)
+{
+	__u16 port = sk_read(sk, __sk_common.skc_num, BY_HELPER);
+	struct port_sets *sets;
+	struct conn conn;
+
+	sets = port ? find_sets(&conn, sk) : NULL;
+	if (sets && in_bitmap(sets->allowed, port) && is_bound(sk, TCP_CLOSE))
+		put_into(sets->bound, port);
+}
+
 SEC("iter/task_file")
 int look_at_file(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
-	struct port_sets *sets;
+	struct conn conn;
 	struct sock *sk;
-	__u16 port;
 	int state;
 
 	barrier_var(file); /* one load, so that the verifier sees which value is not NULL */
 	if (!task || !file)
 		return 0;
 	sk = tcp_sock_of_file(file);
-	sets = sk ? sets_of(sk) : NULL;
-	if (!sets)
+	if (!sk)
 		return 0;
-	port = sk_read(sk, __sk_common.skc_num, BY_HELPER);
 	state = sk_read(sk, __sk_common.skc_state, BY_HELPER);
-	if (state == TCP_CLOSE && in_bitmap(sets->allowed, port) && is_bound(sk, state))
-		put_into(sets->bound, port);
-	if (with_owners && port && state != TCP_LISTEN && state != TCP_CLOSE)
+	if (state == TCP_CLOSE)
+		look_at_closed(sk);
+	else if (with_owners && state != TCP_LISTEN && find_sets(&conn, sk))
 		seed_owner(sk, task);
 	return 0;
 }
@@ -236,7 +266,6 @@ static __always_inline void count_state(struct ports_count *found, struct sock *
 {
 	struct inet_timewait_sock *tw = (struct inet_timewait_sock *)sk;
 
-	add(&found->in_use, 1);
 	if (state == TCP_SYN_SENT || state == TCP_SYN_RECV)
 		add(&found->syn_sent, 1);
 	else if (state == TCP_ESTABLISHED)
@@ -250,6 +279,36 @@ static __always_inline void count_state(struct ports_count *found, struct sock *
 }
 
 /*
+ * A socket that is still in SYN_SENT: its port counts now, and not again when the answer comes. The
+ * iterator has the socket's lock meanwhile. Before Linux 5.15 (04c7820b776f) it has not, and an
+ * answer that comes in this moment may count once more.
+ */
+static __always_inline bool is_new(struct sock *sk)
+{
+	__u64 key = (__u64)sk, *known = bpf_map_lookup_elem(&connecting, &key);
+	const __u64 counted = COUNTED;
+
+	return !(known && *known == COUNTED) && remember(&connecting, &key, &counted);
+}
+
+static __always_inline void count(struct sock *sk, struct conn *conn, int state, bool bound)
+{
+	bool is_taken = state == TCP_SYN_SENT && is_new(sk);
+	struct ports_count *found;
+
+	if (!common_endpoints(conn, sk, DIRECT))
+		return;
+	found = wanted_counters(sk, conn, state != TCP_TIME_WAIT, BY_HELPER);
+	if (!found)
+		return;
+	count_state(found, sk, state);
+	if (is_taken)
+		add(&found->taken, 1);
+	if (!bound)
+		add(&found->shared, 1);
+}
+
+/*
  * Listeners come before all others (tcp_seq_start()). What a listener accepts has the listener's
  * port, and takes none of its own; requests (NEW_SYN_RECV) neither.
  */
@@ -257,33 +316,27 @@ SEC("iter/tcp")
 int count_socket(struct bpf_iter__tcp *ctx)
 {
 	struct sock *sk = (struct sock *)ctx->sk_common;
-	struct ports_count *found;
 	struct port_sets *sets;
 	struct conn conn;
 	bool bound;
+	__u16 port;
 	int state;
 
-	if (!sk || !common_conn(&conn, sk, BY_HELPER))
+	barrier_var(sk); /* see look_at_file() */
+	if (!sk)
 		return 0;
-	state = sk_read(sk, __sk_common.skc_state, BY_HELPER);
-	sets = sets_of(sk);
-	if (!sets || state == TCP_NEW_SYN_RECV || !in_bitmap(sets->allowed, conn.lport))
+	port = sk_read(sk, __sk_common.skc_num, DIRECT);
+	state = sk_read(sk, __sk_common.skc_state, DIRECT);
+	sets = find_sets(&conn, sk);
+	if (!sets || state == TCP_NEW_SYN_RECV || !in_bitmap(sets->allowed, port))
 		return 0;
 	bound = is_bound(sk, state);
 	if (bound)
-		put_into(sets->bound, conn.lport);
+		put_into(sets->bound, port);
 	if (state == TCP_LISTEN)
-		put_into(sets->listened, conn.lport);
-	if (state == TCP_LISTEN || (bound && in_bitmap(sets->listened, conn.lport)))
-		return 0;
-	if (state == TCP_SYN_SENT)
-		take(sk, state);
-	found = wanted_counters(sk, &conn, state != TCP_TIME_WAIT);
-	if (!found)
-		return 0;
-	count_state(found, sk, state);
-	if (!bound)
-		add(&found->shared, 1);
+		put_into(sets->listened, port);
+	else if (!bound || !in_bitmap(sets->listened, port))
+		count(sk, &conn, state, bound);
 	return 0;
 }
 

@@ -10,8 +10,8 @@ struct ports {
 	__u8 laddr[16];
 	__u8 raddr[16];
 	__u32 netns;
-	__u32 pid; /* the owner, if it is asked for; uid is all ones where it is not known */
-	__u32 uid;
+	__u32 pid; /* the owner, if it is asked for */
+	__u32 uid; /* NO_USER: not known */
 	__u16 rport;
 	__u16 family;
 	char comm[16];
@@ -19,13 +19,12 @@ struct ports {
 
 /* The first ones are what there is in a pass; the last two count what happens between two. */
 struct ports_count {
-	__u64 in_use; /* the sum of the states below */
 	__u64 syn_sent;
 	__u64 established;
 	__u64 close_wait;
 	__u64 closing;
 	__u64 time_wait;
-	__u64 shared; /* of in_use: ports that connect() may choose for other destinations, too */
+	__u64 shared; /* of all states: ports that connect() may choose for other destinations, too */
 	__u64 taken;
 	__u64 failed; /* connect() found no port */
 };

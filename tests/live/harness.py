@@ -499,17 +499,23 @@ def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
     one = Namespace(names[0], "10.77.0.1", "10.77.0.2")
     two = Namespace(names[1], "10.77.0.2", "10.77.0.1")
     try:
-        for name in names:
-            sh(f"ip netns add {name}")
-        sh(f"ip -n {one.name} link add ve0 type veth peer name ve0 netns {two.name}")
-        for end in (one, two):
-            sh(f"ip -n {end.name} addr add {end.address}/24 dev ve0")
-            sh(f"ip -n {end.name} link set ve0 up && ip -n {end.name} link set lo up")
-        sh(f"ip -n {one.name} neigh add {one.nobody} lladdr 02:00:00:00:00:77 dev ve0")
+        ip(*(f"netns add {name}" for name in names))
+        link = f"link add ve0 type veth peer name ve0 netns {two.name}"
+        nobody = f"neigh add {one.nobody} lladdr 02:00:00:00:00:77 dev ve0"
+        up = "link set ve0 up", "link set lo up"
+        ip(link, f"addr add {one.address}/24 dev ve0", *up, nobody, inside=one.name)
+        ip(f"addr add {two.address}/24 dev ve0", *up, inside=two.name)
         yield one, two
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def ip(*commands: str, inside: str = "") -> None:
+    """Commands of ip(8), by one process: in an emulated machine each takes a while to start."""
+    namespace = f"-n {inside}" if inside else ""
+    lines = "\n".join(commands)
+    sh(f"ip {namespace} -batch - <<END\n{lines}\nEND")
 
 
 @contextlib.contextmanager

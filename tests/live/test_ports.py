@@ -88,18 +88,35 @@ def flows(running: Tracer) -> list[Event]:
     return found
 
 
-def seen_by_ss() -> tuple[Counter[Destination], Counter[Destination]]:
-    """In use, and in TIME_WAIT, of ports in the range."""
-    in_use: Counter[Destination] = Counter()
-    waiting: Counter[Destination] = Counter()
-    command = "ss -Htan state connected 'sport >= :40000 and sport < :50000'"
-    for line in harness.sh(command).splitlines():
+# Of ss(8); the others are those of a connection that is closing.
+STATES = {
+    "SYN-SENT": "syn_sent",
+    "ESTAB": "established",
+    "CLOSE-WAIT": "close_wait",
+    "TIME-WAIT": "time_wait",
+}
+
+
+def seen_by_ss() -> dict[Destination, Counter[str]]:
+    """By destination, how many sockets are in each state; servers have ports below."""
+    found: dict[Destination, Counter[str]] = {}
+    for line in harness.sh("ss -Htan state connected 'sport >= :10000'").splitlines():
         state, _, _, local, peer = line.split()[:5]
         address, port = peer.rsplit(":", 1)
         where = local.rsplit(":", 1)[0].strip("[]"), address.strip("[]"), int(port)
-        in_use[where] += 1
-        waiting[where] += state == "TIME-WAIT"
-    return in_use, waiting
+        found.setdefault(where, Counter())[STATES.get(state, "closing")] += 1
+    return found
+
+
+def shown(rows: list[Event]) -> dict[Destination, Counter[str]]:
+    """The same, of a report."""
+    names = (*STATES.values(), "closing")
+    found = {(row["laddr"], row["raddr"], row["rport"]): row for row in rows if row["rport"]}
+    states = {at: Counter({name: row[name] for name in names}) for at, row in found.items()}
+    assert {at: row["in_use"] for at, row in found.items()} == {
+        at: counter.total() for at, counter in states.items()
+    }
+    return {at: +counter for at, counter in states.items()}
 
 
 @contextlib.contextmanager
@@ -127,7 +144,7 @@ def last(rows: list[Event]) -> list[Event]:
 @pytest.mark.each_variant
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_in_use_is_what_ss_shows(way: str, alone: Namespace) -> None:
-    number = 300 if harness.EMULATED else 5000
+    number = 100 if harness.EMULATED else 5000
     with contextlib.ExitStack() as stack:
         one, other = (stack.enter_context(server(port)) for port in (2001, 2002))
         six = stack.enter_context(server(2003, "::1"))
@@ -141,17 +158,35 @@ def test_what_is_in_use_is_what_ss_shows(way: str, alone: Namespace) -> None:
             pairs[-1][0].close()
             pairs[-2][1].close()
             running.wait_for(lambda row: row["closing"] == row["close_wait"] == 1)
-            in_use, waiting = seen_by_ss()
+            there = seen_by_ss()
             rows = last(flows(running))
-    shown = {(row["laddr"], row["raddr"], row["rport"]): row for row in rows if row["rport"]}
-    assert {where: row["in_use"] for where, row in shown.items()} == in_use
-    assert {where: row["time_wait"] for where, row in shown.items()} == waiting
+    assert shown(rows) == there
     row = of(rows, 2001)
     assert (row["in_use"], row["range"], row["bound"]) == (number, 10000, 0)
     assert row["share"] == pytest.approx(number / 10000)
     assert [row[x] for x in ("established", "close_wait", "closing", "time_wait", "syn_sent")] == [
         *(number - number // 5 - 2, 1, 1, number // 5, 0)
     ]
+
+
+@pytest.mark.any_kernel
+def test_thirty_thousand_connections(alone: Namespace) -> None:
+    """Most of them in TIME_WAIT, which has no file open."""
+    with (
+        setting("ip_local_port_range", "12000 59999"),
+        setting("tcp_tw_reuse", "0"),
+        contextlib.ExitStack() as stack,
+    ):
+        one, *others = (stack.enter_context(server(port)) for port in (2001, 2002, 2003))
+        opened(stack, one, 6_000)
+        for other in others * 12:
+            with contextlib.ExitStack() as closed:
+                for client, _ in opened(closed, other, 1_000):
+                    client.close()
+        harness.until(lambda: not any(states["closing"] for states in seen_by_ss().values()))
+        there, rows = seen_by_ss(), now(alone)
+    assert shown(rows) == there
+    assert sum(states.total() for states in there.values()) > 29_000
 
 
 @pytest.mark.each_variant
@@ -269,6 +304,83 @@ def test_bound_ports_are_taken_and_given_back(alone: Namespace) -> None:
     assert bound(last(rows))["in_use"] == 1
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_which_connects_take_a_port(way: str, alone: Namespace) -> None:
+    """Not of a socket that bind() has given one; of one that is used again each time."""
+    with server(2001) as one, socket.socket() as early, socket.socket() as late:
+        late.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        with looking(alone, "--attach", way) as running:
+            for client in (early, late):
+                client.bind(("127.0.0.1", 0))
+                client.connect(one.getsockname())
+            running.wait_for(lambda row: row["rport"] == 2001 and row["in_use"] == 2)
+            harness.disconnect(late)
+            late.connect(one.getsockname())
+            rows = flows(running)
+    of_one = [row for row in rows if row["rport"] == 2001]
+    assert (sum(x["taken"] for x in of_one), sum(x["given_back"] for x in of_one)) == (2, 1)
+
+
+def test_a_port_of_before_is_taken_again(alone: Namespace) -> None:
+    """The only one that there is; its process gives the second connect up."""
+    with (
+        setting("ip_local_port_range", "45001 45001"),
+        server(2001) as one,
+        looking(alone) as running,
+    ):
+        with socket.socket() as client:
+            client.connect(one.getsockname())
+            harness.disconnect(client)
+            client.setblocking(False)
+            assert client.connect_ex((alone.nobody, 2002)) == errno.EINPROGRESS
+        rows = flows(running)
+    assert [sum(row[x] or 0 for row in rows) for x in ("taken", "given_back", "failed")] == [
+        2,
+        2,
+        0,
+    ]
+
+
+def test_each_source_address_has_all_ports(alone: Namespace) -> None:
+    """To the same destination."""
+    sources = ("127.0.0.2", "127.0.0.3")
+
+    def connect_from(source: str, to: socket.socket, stack: contextlib.ExitStack) -> None:
+        client = stack.enter_context(socket.socket())
+        client.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        client.bind((source, 0))
+        client.connect(to.getsockname())
+
+    with (
+        setting("ip_local_port_range", "45000 45005"),
+        server(2001) as one,
+        contextlib.ExitStack() as stack,
+        looking(alone) as running,
+    ):
+        for source in (sources[0],) * 6 + (sources[1],) * 3:
+            connect_from(source, one, stack)
+        with pytest.raises(OSError) as e:
+            connect_from(sources[0], one, stack)
+        assert e.value.errno == errno.EADDRNOTAVAIL
+        rows = flows(running)
+    failed = {row["laddr"] for row in rows if row["failed"]}
+    shares = {row["laddr"]: row["share"] for row in last(rows) if row["rport"]}
+    assert (failed, shares) == ({sources[0]}, {sources[0]: 1, sources[1]: 0.5})
+
+
+def test_a_v4_mapped_destination_is_the_same(alone: Namespace) -> None:
+    with (
+        setting("ip_local_port_range", "45000 45005"),
+        server(2001) as one,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(2):
+            stack.enter_context(harness.connect("::ffff:127.0.0.1", 2001))
+        assert fill(one, stack) == 6 - 2
+        row = of(now(alone), 2001)
+    assert (row["raddr"], row["family"], row["in_use"]) == ("127.0.0.1", "ipv4", 6)
+
+
 def test_what_a_listener_accepts_takes_no_port(alone: Namespace) -> None:
     with server(45001) as listening, contextlib.ExitStack() as stack:
         with setting("ip_local_port_range", "30000 30009"):
@@ -297,6 +409,7 @@ def test_other_namespaces_have_ranges_of_their_own(net: Net) -> None:
     assert found[there.inode, 2001] == (3, 20)
 
 
+@pytest.mark.any_kernel
 def test_nobody_can_enter_what_is_not_there() -> None:
     done = harness.run("ports", "--now", "--netns", str((1 << 32) - 1))
     assert done.returncode == UsageError.exit_code
@@ -340,6 +453,21 @@ def test_owners(alone: Namespace) -> None:
     assert [row["raddr"] for row in nobody] == ["any"]
 
 
+def test_owners_share_a_socket(alone: Namespace) -> None:
+    """The filter lets it through whichever of its processes is asked for."""
+    waiting, ends = os.pipe()
+    with server(2001) as one, contextlib.ExitStack() as stack:
+        opened(stack, one, 3)
+        child = harness.fork(lambda: os.read(waiting, 1))
+        rows = now(alone, pid=child)
+        os.write(ends, b"x")
+        assert harness.reap(child) == 0
+    os.close(waiting)
+    os.close(ends)
+    assert of(rows, 2001)["in_use"] == 3
+
+
+@pytest.mark.any_kernel
 def test_fail_is_for_scripts(alone: Namespace) -> None:
     arguments = ("ports", "--netns", alone.name, "--now", "--fail", "--warn")
     with (
@@ -356,6 +484,7 @@ def test_fail_is_for_scripts(alone: Namespace) -> None:
     assert re.search(r"^127.0.0.1 +127.0.0.1 +2001 +6 .* 60.0 .* !$", told.stdout, re.MULTILINE)
 
 
+@pytest.mark.any_kernel
 def test_fail_ends_a_trace_that_goes_on(alone: Namespace) -> None:
     with (
         setting("ip_local_port_range", "45000 45005"),
@@ -369,6 +498,7 @@ def test_fail_ends_a_trace_that_goes_on(alone: Namespace) -> None:
         assert "100.0 % are in use to 127.0.0.1 port 2001" in running.errors()[-1]
 
 
+@pytest.mark.any_kernel
 def test_the_library(alone: Namespace) -> None:
     """Our own namespace, whichever that is; the thread comes back to it."""
     with server(2001) as one, contextlib.ExitStack() as stack:

@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -43,23 +44,20 @@ def opened(inodes: Sequence[int]) -> Iterator[list[Namespace]]:
     own = _OWN.stat().st_ino
     with ExitStack() as stack:
         yield [
-            Namespace(inode) if inode == own else Namespace(inode, _thread(stack, inode))
+            Namespace(inode) if inode == own else _entered(inode, stack)
             for inode in dict.fromkeys(inodes or [own])
         ]
 
 
-def _thread(stack: ExitStack, inode: int) -> ThreadPoolExecutor:
+def _entered(inode: int, stack: ExitStack) -> Namespace:
     from concurrent.futures import ThreadPoolExecutor  # few traces need it
 
     thread = stack.enter_context(ThreadPoolExecutor(1, f"netns-{inode}"))
-    thread.submit(_enter, inode).result()
-
-    def run(act: Callable[[], None]) -> None:
-        thread.submit(act).result()
-
-    privilege.threads.append(run)
-    stack.callback(privilege.threads.remove, run)
-    return thread
+    namespace = Namespace(inode, thread)
+    namespace.run(partial(_enter, inode))
+    privilege.threads.append(namespace.run)
+    stack.callback(privilege.threads.remove, namespace.run)
+    return namespace
 
 
 def _enter(inode: int) -> None:

@@ -18,9 +18,11 @@ from tcpcore.model import fields
 from tcpcore.model.counted import Counted
 from tcpcore.model.option import Option
 from tcpcore.model.slots import TRANSITIONS
-from tcpcore.model.tool import Column, Lines, Rodata, Table, Tool
+from tcpcore.model.tool import Column, Lines, Table, Tool
 from tcpcore.request.values import decimal, number
-from tcpcore.tools.ports.passes import FILES, SOCKETS, Counters, Key, Passes, Place, Use, places
+from tcpcore.tools.ports.passes import FILES, SOCKETS, Passes
+from tcpcore.tools.ports.places import Place, places
+from tcpcore.tools.ports.rows import Counters, Key, Use
 
 _MOST_ROWS = 4096
 
@@ -104,27 +106,29 @@ def _looking(
         )
 
 
-def _made(owners: bool, now: bool, fail: bool, warn: float, most: int) -> Tool:
-    rodata: Rodata = {"with_owners": owners, "count_owners": owners}
-    return Tool(
-        name="ports",
-        kinds=(Table(_lines(owners), _COUNTED),),
-        slots=() if now else TRANSITIONS,
-        sockets=("sockets", "connecting"),
-        rodata=rodata,
-        iterators=(FILES, SOCKETS),
-        in_namespaces=partial(_looking, rates=not now, warn=warn, most=most, fail=fail),
-        at_once=now,
-        interval=5.0,
+_END, _CHANGES = TRANSITIONS
+
+TOOL = Tool(
+    name="ports",
+    kinds=(Table(_lines(owners=False), _COUNTED),),
+    slots=(_END, _CHANGES),
+    sockets=("sockets", "connecting"),
+    rodata={"with_owners": True, "count_owners": False},
+    iterators=(FILES, SOCKETS),
+    in_namespaces=partial(_looking, rates=True, warn=80, most=20, fail=False),
+    interval=5.0,
+)
+
+
+def _without_owners(following: Tool) -> Tool:
+    """Most runs ask for no owner. They follow no socket, and have none to forget."""
+    return following._replace(
+        slots=tuple(slot for slot in following.slots if slot is not _END),
+        sockets=("connecting",),
+        rodata={"with_owners": False, "count_owners": False},
+        with_owners=following,
     )
 
-
-def _tool(owners: bool, now: bool, fail: bool, warn: float, most: int) -> Tool:
-    made = _made(owners, now, fail, warn, most)
-    return made._replace(with_owners=made._replace(rodata={**made.rodata, "with_owners": True}))
-
-
-TOOL = _tool(owners=False, now=False, fail=False, warn=80, most=20)
 
 EXAMPLES = (
     ("ports", "the nearest ones, every 5 seconds"),
@@ -146,4 +150,12 @@ def tool(
     share = decimal("warn", warn, "a share in percent", positive=True)
     if share > 100:
         raise OptionError("warn", f"'{warn}' is more than 100 percent")
-    return _tool(owners, now, fail, share, number("rows", rows, "a number of rows", 1, _MOST_ROWS))
+    most = number("rows", rows, "a number of rows", 1, _MOST_ROWS)
+    following = TOOL._replace(
+        kinds=(Table(_lines(owners), _COUNTED),),
+        slots=() if now else TOOL.slots,
+        rodata={"with_owners": True, "count_owners": owners},
+        in_namespaces=partial(_looking, rates=not now, warn=share, most=most, fail=fail),
+        at_once=now,
+    )
+    return following if owners else _without_owners(following)
