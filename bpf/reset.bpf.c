@@ -11,7 +11,7 @@ struct part {
 #include "lib/entry.bpf.h"
 #include "lib/output.bpf.h"
 #include "lib/seeding.bpf.h"
-#include "lib/segment.bpf.h"
+#include "lib/skb.bpf.h"
 #include "lib/traffic.bpf.h"
 #include "lib/transitions.bpf.h"
 
@@ -26,14 +26,6 @@ const volatile __u32 reset_reason_at;
 const volatile bool reset_has_segment;
 
 #define UNKNOWN_SEQ (~0ULL)
-
-/* sk_fullsock(), include/net/sock.h: the other kinds have what is in struct sock_common alone. */
-static __always_inline bool is_full(struct sock *sk)
-{
-	__u8 state = sk_read(sk, __sk_common.skc_state, BY_HELPER);
-
-	return state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV;
-}
 
 /*
  * Data that comes after close() ends the socket, and then is answered: the same CPU still needs the
@@ -77,22 +69,26 @@ static __always_inline struct entry *find_ended(struct sock *sk)
 	return ended && ended->sk == (__u64)sk ? &ended->entry : NULL;
 }
 
-/* What is known of the socket, if there is one. entry: NULL where it is not a full one. */
-static __always_inline void send(void *ctx, struct sock *sk, struct entry *entry,
-				 struct reset_event *event, const struct conn *conn)
+/* Asked before anything else is read. sk: NULL where there is none. entry: of a full one. */
+static __always_inline bool is_wanted(struct owner *owner, struct sock *sk,
+				      const struct entry *entry, const struct conn *conn)
 {
-	struct owner owner;
-
-	if (sk && is_full(sk))
-		kept_owner(&owner, entry, sk, BY_HELPER);
+	if (!want_conn(conn))
+		return false;
+	if (sk && is_fullsock(sk))
+		kept_owner(owner, entry, sk, BY_HELPER);
 	else
-		no_owner(&owner);
-	if (!owner.wanted || !want_conn(conn))
-		return;
+		no_owner(owner);
+	return owner->wanted;
+}
+
+static __always_inline void tell(void *ctx, struct reset_event *event, const struct conn *conn,
+				 const struct owner *owner)
+{
 	event->ts_ns = bpf_ktime_get_ns();
 	if (!event->reason && event->cause)
 		event->reason = OWN_REASON | event->cause;
-	describe(event, conn, &owner);
+	describe(event, conn, owner);
 	emit(ctx, event, sizeof(*event));
 }
 
@@ -161,14 +157,15 @@ static __always_inline int sends(void *ctx, struct sock *sk, __u32 reason)
 {
 	struct reset_event event = {.direction = DIRECTION_SENT, .reason = reason};
 	struct entry *entry = find(sk);
+	struct owner owner;
 	struct conn conn;
 
-	if (!read_closed_conn(&conn, sk, BY_HELPER))
+	if (!read_closed_conn(&conn, sk, BY_HELPER) || !is_wanted(&owner, sk, entry, &conn))
 		return 0;
 	event.state = state_before(sk, entry);
 	event.cause = cause_of_own(sk);
 	event.seq = BPF_CORE_READ((struct tcp_sock *)sk, snd_nxt);
-	send(ctx, sk, entry, &event, &conn);
+	tell(ctx, &event, &conn, &owner);
 	return 0;
 }
 
@@ -176,13 +173,13 @@ static __always_inline enum cause cause_of_answer(struct sock *sk, const struct 
 						  __u8 state)
 {
 	if (!sk)
-		return has_flags(segment, TCPHDR_SYN) && !has_flags(segment, TCPHDR_ACK)
+		return (segment->flags & (TCPHDR_SYN | TCPHDR_ACK)) == TCPHDR_SYN
 			       ? CAUSE_NO_LISTENER
 			       : CAUSE_NO_CONNECTION;
 	/* With a FIN that is still to come FIN_WAIT2 looks like that, too (tcp_time_wait). */
 	if (state == TCP_TIME_WAIT)
-		return segment->length ? CAUSE_LATE_DATA : CAUSE_TIME_WAIT;
-	if (is_full(sk) && segment->length && is_shut_down(sk))
+		return segment->len ? CAUSE_LATE_DATA : CAUSE_TIME_WAIT;
+	if (is_fullsock(sk) && segment->len && is_shut_down(sk))
 		return CAUSE_LATE_DATA;
 	return CAUSE_UNEXPECTED;
 }
@@ -195,18 +192,23 @@ static __always_inline int answers(void *ctx, struct sock *sk, struct sk_buff *s
 {
 	struct reset_event event = {.direction = DIRECTION_SENT, .reason = reason};
 	struct entry *entry = sk ? find_ended(sk) : NULL;
-	struct segment segment = {};
+	struct segment segment;
+	struct owner owner;
+	struct conn conn;
 
-	if (!read_segment(&segment, skb) || has_flags(&segment, TCPHDR_RST) ||
-	    segment.conn.laddr.bytes[0] == 0xff)
+	if (!read_segment(&segment, skb) || segment.flags & TCPHDR_RST ||
+	    segment.daddr.bytes[0] == 0xff)
 		return 0;
-	segment.conn.netns = sk ? common_netns(sk) : netns_of_segment(skb);
+	segment_endpoints(&conn, &segment, false);
+	conn.netns = sk ? common_netns(sk) : device_netns(device_of(skb));
+	if (!is_wanted(&owner, sk, entry, &conn))
+		return 0;
 	if (sk)
 		event.state = state_before(sk, entry);
 	event.cause = cause_of_answer(sk, &segment, event.state);
-	if (has_flags(&segment, TCPHDR_ACK))
-		event.seq = bpf_ntohl(segment.tcp.ack_seq);
-	send(ctx, sk, entry, &event, &segment.conn);
+	if (segment.flags & TCPHDR_ACK)
+		event.seq = segment.ack;
+	tell(ctx, &event, &conn, &owner);
 	return 0;
 }
 
@@ -231,22 +233,23 @@ static __always_inline bool may_be_late_data(struct sock *sk, __u8 state)
 static __always_inline int receives(void *ctx, struct sock *sk, struct sk_buff *skb)
 {
 	struct reset_event event = {.direction = DIRECTION_RECEIVED, .seq = UNKNOWN_SEQ};
-	struct segment segment = {};
+	struct segment segment;
+	struct owner owner;
 	struct conn conn;
 
 	if (skb) {
-		if (!read_segment(&segment, skb) || !has_flags(&segment, TCPHDR_RST))
+		if (!read_segment(&segment, skb) || !(segment.flags & TCPHDR_RST))
 			return 0;
-		event.seq = bpf_ntohl(segment.tcp.seq);
+		event.seq = segment.seq;
 	}
-	if (!read_closed_conn(&conn, sk, BY_HELPER))
+	if (!read_closed_conn(&conn, sk, BY_HELPER) || !is_wanted(&owner, sk, find(sk), &conn))
 		return 0;
 	event.state = sk_read(sk, __sk_common.skc_state, BY_HELPER);
 	if (event.state == TCP_SYN_SENT)
 		event.cause = CAUSE_REFUSED;
 	else if (skb || !may_be_late_data(sk, event.state))
 		event.cause = CAUSE_PEER;
-	send(ctx, sk, find(sk), &event, &conn);
+	tell(ctx, &event, &conn, &owner);
 	return 0;
 }
 

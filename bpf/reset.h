@@ -4,11 +4,6 @@
 
 #include "lib/event.h"
 
-enum direction {
-	DIRECTION_SENT,
-	DIRECTION_RECEIVED,
-};
-
 /* What we can tell of the cause, whatever the kernel says. */
 enum cause {
 	CAUSE_UNKNOWN,

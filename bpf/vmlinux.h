@@ -108,7 +108,6 @@ struct sk_buff {
 	struct net_device *dev;
 	struct sock *sk;
 	unsigned int len;
-	unsigned long _skb_refdst;
 	int skb_iif;
 	__be16 protocol;
 	__u16 transport_header;
@@ -158,10 +157,6 @@ struct net_device {
 	int ifindex;
 	possible_net_t nd_net;
 	char name[16];
-};
-
-struct dst_entry {
-	struct net_device *dev;
 };
 
 typedef struct {

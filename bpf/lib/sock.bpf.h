@@ -107,6 +107,14 @@ static __always_inline __u32 common_netns(struct sock *sk)
 	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 }
 
+/* sk_fullsock(), include/net/sock.h: the other kinds have what is in struct sock_common alone. */
+static __always_inline bool is_fullsock(struct sock *sk)
+{
+	__u8 state = sk_read(sk, __sk_common.skc_state, BY_HELPER);
+
+	return state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV;
+}
+
 /* The socket that a process has a file descriptor of: NULL before accept() and after close(). */
 static __always_inline struct socket *socket_of(struct sock *sk)
 {

@@ -79,7 +79,7 @@ _LINES = Lines(
         *col.WIDE_OWNER,
         *col.local_remote(39),
         *_RESET,
-        Column("SEQ", "seq", 10),
+        col.SEQ,
         col.UID,
         col.NETNS,
     ),
