@@ -116,11 +116,17 @@ static __always_inline bool has_unread_data(struct sock *sk)
 	return unread - has_flag(sk, SOCK_DONE) > 0;
 }
 
+/* TCP_LINGER2, tcp(7): nobody waits for the peer's FIN after close(). */
+static __always_inline bool waits_for_no_fin(struct sock *sk)
+{
+	return BPF_CORE_READ((struct tcp_sock *)sk, linger2) < 0;
+}
+
 /* __tcp_close(), tcp_disconnect(), inet_csk_listen_stop(). */
 static __always_inline enum cause cause_of_close(struct sock *sk)
 {
-	if (has_flag(sk, SOCK_DEAD)) /* no memory, or a negative TCP_LINGER2 */
-		return CAUSE_UNKNOWN;
+	if (has_flag(sk, SOCK_DEAD)) /* else there was no memory */
+		return waits_for_no_fin(sk) ? CAUSE_LINGER2 : CAUSE_UNKNOWN;
 	if (!socket_of(sk)) /* nobody has accepted it */
 		return CAUSE_LISTENER_CLOSED;
 	if (!is_shut_down(sk))
@@ -152,6 +158,23 @@ static __always_inline enum cause cause_of_own(struct sock *sk)
 									  : cause_of_abort(sk);
 }
 
+/*
+ * tcp_acceptable_seq(): the peer may have taken the window back from what is in flight. What its scale
+ * rounds off does not count.
+ */
+static __always_inline __u32 acceptable_seq(struct sock *sk)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	__u32 next = BPF_CORE_READ(tp, snd_nxt);
+	__u32 end = BPF_CORE_READ(tp, snd_una) + BPF_CORE_READ(tp, snd_wnd);
+	__s32 beyond = next - end;
+	__s32 grain = BPF_CORE_READ_BITFIELD_PROBED(tp, rx_opt.wscale_ok)
+			      ? 1 << BPF_CORE_READ_BITFIELD_PROBED(tp, rx_opt.rcv_wscale)
+			      : 1;
+
+	return beyond < grain ? next : end;
+}
+
 /* Of the host's own accord. */
 static __always_inline int sends(void *ctx, struct sock *sk, __u32 reason)
 {
@@ -164,9 +187,14 @@ static __always_inline int sends(void *ctx, struct sock *sk, __u32 reason)
 		return 0;
 	event.state = state_before(sk, entry);
 	event.cause = cause_of_own(sk);
-	event.seq = BPF_CORE_READ((struct tcp_sock *)sk, snd_nxt);
+	event.seq = acceptable_seq(sk);
 	tell(ctx, &event, &conn, &owner);
 	return 0;
+}
+
+static __always_inline bool aborts_on_overflow(struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ipv4.sysctl_tcp_abort_on_overflow);
 }
 
 static __always_inline enum cause cause_of_answer(struct sock *sk, const struct segment *segment,
@@ -179,9 +207,13 @@ static __always_inline enum cause cause_of_answer(struct sock *sk, const struct 
 	/* With a FIN that is still to come FIN_WAIT2 looks like that, too (tcp_time_wait). */
 	if (state == TCP_TIME_WAIT)
 		return segment->len ? CAUSE_LATE_DATA : CAUSE_TIME_WAIT;
-	if (is_fullsock(sk) && segment->len && is_shut_down(sk))
+	if (state == TCP_LISTEN && is_acceptq_full(sk) && aborts_on_overflow(sk))
+		return CAUSE_OVERFLOW;
+	if (!is_fullsock(sk) || !is_shut_down(sk))
+		return CAUSE_UNEXPECTED;
+	if (segment->len)
 		return CAUSE_LATE_DATA;
-	return CAUSE_UNEXPECTED;
+	return state == TCP_FIN_WAIT2 && waits_for_no_fin(sk) ? CAUSE_LINGER2 : CAUSE_UNEXPECTED;
 }
 
 /*

@@ -115,6 +115,12 @@ static __always_inline bool is_fullsock(struct sock *sk)
 	return state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV;
 }
 
+/* sk_acceptq_is_full(): one more than the backlog may wait. */
+static __always_inline bool is_acceptq_full(struct sock *sk)
+{
+	return sk_read(sk, sk_ack_backlog, BY_HELPER) > sk_read(sk, sk_max_ack_backlog, BY_HELPER);
+}
+
 /* The socket that a process has a file descriptor of: NULL before accept() and after close(). */
 static __always_inline struct socket *socket_of(struct sock *sk)
 {
