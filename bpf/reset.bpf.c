@@ -50,10 +50,13 @@ static __always_inline bool is_waiting(__u8 state)
 
 static __always_inline void keep_ended(struct sock *sk, const struct entry *entry)
 {
-	struct ended ended = {.sk = (__u64)sk, .entry = *entry};
 	__u32 zero = 0;
+	struct ended *ended = bpf_map_lookup_elem(&last_ended, &zero);
 
-	bpf_map_update_elem(&last_ended, &zero, &ended, BPF_ANY);
+	if (!ended)
+		return;
+	ended->sk = (__u64)sk;
+	ended->entry = *entry;
 }
 
 /* Of a socket that answers a segment. */
@@ -179,11 +182,14 @@ static __always_inline __u32 acceptable_seq(struct sock *sk)
 static __always_inline int sends(void *ctx, struct sock *sk, __u32 reason)
 {
 	struct reset_event event = {.direction = DIRECTION_SENT, .reason = reason};
-	struct entry *entry = find(sk);
+	struct entry *entry;
 	struct owner owner;
 	struct conn conn;
 
-	if (!read_closed_conn(&conn, sk, BY_HELPER) || !is_wanted(&owner, sk, entry, &conn))
+	if (has_rejected_port(sk, BY_HELPER) || !read_closed_conn(&conn, sk, BY_HELPER))
+		return 0;
+	entry = find(sk);
+	if (!is_wanted(&owner, sk, entry, &conn))
 		return 0;
 	event.state = state_before(sk, entry);
 	event.cause = cause_of_own(sk);
@@ -269,6 +275,8 @@ static __always_inline int receives(void *ctx, struct sock *sk, struct sk_buff *
 	struct owner owner;
 	struct conn conn;
 
+	if (has_rejected_port(sk, BY_HELPER))
+		return 0;
 	if (skb) {
 		if (!read_segment(&segment, skb) || !(segment.flags & TCPHDR_RST))
 			return 0;
@@ -366,13 +374,16 @@ int BPF_KPROBE(received_kprobe, struct sock *sk)
 
 static __always_inline bool concerns(int oldstate, int newstate)
 {
+	/* Nothing to learn but the rest of the tuple, for filters that reject it. */
+	if (newstate == TCP_ESTABLISHED)
+		return is_tuple_filtered();
 	return newstate == TCP_LISTEN || is_of_session(oldstate, newstate);
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct)
 {
-	struct entry begun = {}, *entry = NULL;
+	struct entry begun = {}, *found = NULL, *entry;
 
 	if (reject(sk, oldstate, newstate, direct))
 		return;
@@ -383,17 +394,15 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 	if (newstate == TCP_ESTABLISHED)
 		return;
 	if (newstate != TCP_SYN_SENT)
-		entry = find(sk);
-	if (!entry) {
-		follow(sk, &begun);
-		entry = find(sk);
-	}
-	if (!entry)
-		return;
+		found = find(sk);
+	entry = found ?: &begun;
+	barrier_var(entry); /* else clang writes all that follows twice */
 	entry->part.closed_from = newstate == TCP_CLOSE ? oldstate : 0;
 	if (owned && is_act(sk, oldstate, newstate, direct))
 		own(&entry->owner, sk, newstate == TCP_SYN_SENT ? ROLE_ACTIVE : ROLE_UNKNOWN,
 		    direct);
+	if (!found)
+		follow(sk, &begun);
 }
 
 static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct)

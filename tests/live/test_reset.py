@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 import termios
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -294,10 +295,11 @@ def test_a_full_accept_queue(attach: str, net: Net) -> None:
     assert others == [("sent", "LISTEN", "unexpected", ME)] * 2
 
 
-def test_a_firewall(attach: str, net: Net) -> None:
+@pytest.mark.any_kernel
+def test_a_firewall(net: Net) -> None:
     """Its RST is not TCP's, and only who gets it is shown."""
     here, _ = net
-    with here.entered(), tracer("reset", "--json", "--attach", attach) as running:
+    with here.entered(), tracer("reset", "--json") as running:
         port = harness.refused_port()
         with harness.firewall(f"tcp dport {port}", "reject with tcp reset"):
             harness.refuse("127.0.0.1", port)
@@ -489,7 +491,6 @@ def test_sequence_numbers_are_those_on_the_wire(attach: str, net: Net) -> None:
     assert len(taken) == len(NO_SOCKET + OF_SOCKETS + odd)
 
 
-@pytest.mark.each_variant
 def test_a_connection_older_than_the_trace(attach: str) -> None:
     """Whose it is is known all the same."""
     with (
@@ -518,3 +519,16 @@ def test_what_no_socket_sends_has_a_namespace_and_no_user(net: Net) -> None:
     assert {e["netns"] for e in events} == {here.inode}
     assert {e["uid"] for e in events if e["direction"] == "sent"} <= {None}
     assert [e["uid"] for e in events if e["direction"] == "received"] == [os.getuid()]
+
+
+@pytest.mark.any_kernel
+def test_what_a_port_rejects_takes_no_place(net: Net) -> None:
+    """connect() gets its port when the socket is followed already. The host's listeners stay."""
+    here, _ = net
+    my_pid = "".join(f"{byte:#04x}" for byte in ME.to_bytes(4, sys.byteorder))
+    with (
+        tracer("reset", "--netns", here.name, "--lport", "1") as running,
+        here.entered(),
+        harness.pair(),
+    ):
+        harness.until(lambda: not any(my_pid in value for _, _, value in running.entries()))
