@@ -76,26 +76,15 @@ static __always_inline bool is_over_rate(void)
 	return false;
 }
 
-/* The connection as this host sees it. */
-static __always_inline void read_conn(struct conn *conn, const struct packet *packet,
-				      const struct segment *segment)
-{
-	conn->family = segment->family;
-	conn->laddr = packet->sent ? segment->saddr : segment->daddr;
-	conn->raddr = packet->sent ? segment->daddr : segment->saddr;
-	conn->lport = packet->sent ? segment->sport : segment->dport;
-	conn->rport = packet->sent ? segment->dport : segment->sport;
-}
-
 static __always_inline __u8 state_of(struct sock *sk)
 {
 	return sk ? sk_read(sk, __sk_common.skc_state, BY_HELPER) : 0;
 }
 
 /* Only full sockets have a user. */
-static __always_inline void read_owner(struct owner *owner, struct sock *sk, __u8 state)
+static __always_inline void read_owner(struct owner *owner, struct sock *sk)
 {
-	if (sk && state != TCP_NEW_SYN_RECV && state != TCP_TIME_WAIT)
+	if (sk && is_fullsock(sk))
 		unknown_owner(owner, sk, BY_HELPER);
 	else
 		no_owner(owner);
@@ -158,14 +147,14 @@ static __always_inline int freed(void *ctx, struct packet *packet)
 
 	if (!want_reason(packet->reason) || !read_packet(&segment, packet))
 		return 0;
-	read_conn(&conn, packet, &segment);
+	segment_endpoints(&conn, &segment, packet->sent);
 	if (!want_endpoints(&conn))
 		return 0;
 	dev = device_of(packet->skb);
 	conn.netns = packet->owner ? common_netns(packet->owner) : device_netns(dev);
 	if (packet->sk)
 		conn.netns = common_netns(packet->sk);
-	read_owner(&owner, packet->sk, state_of(packet->sk));
+	read_owner(&owner, packet->sk);
 	if (!want_netns(conn.netns) || !owner.wanted)
 		return 0;
 	if (count_drops || (most_a_second && is_over_rate()))

@@ -4,18 +4,13 @@
 
 #include "lib/event.h"
 
-enum direction {
-	DIRECTION_SENT,
-	DIRECTION_RECEIVED, /* or forwarded: it came in by an interface */
-};
-
 #define NO_REASON (~0U)	     /* the kernel gives none */
 #define UNKNOWN_FLAGS 0xffff /* there is no whole TCP header: nor a number, a length or ports */
 
 /* One dropped packet. Mirror: Event in src/tcpcore/tools/drop.py. */
 struct drop_event {
 	EVENT_HEAD;
-	__u8 direction; /* enum direction */
+	__u8 direction; /* enum direction; what is forwarded was received */
 	__u8 state;	/* of the socket, 0: none is known */
 	__u32 reason;	/* enum skb_drop_reason, or of the subsystem in the high half; NO_REASON */
 	__u64 function; /* the place in it behind the call that dropped the packet */

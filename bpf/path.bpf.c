@@ -131,10 +131,7 @@ static __always_inline bool is_owner_asked_for(void)
 /* Request and time-wait sockets have no user. */
 static __always_inline bool has_wanted_user(struct sock *sk)
 {
-	__u8 state = sk_read(sk, __sk_common.skc_state, BY_HELPER);
-
-	return state != TCP_NEW_SYN_RECV && state != TCP_TIME_WAIT &&
-	       want_uid(sk_read(sk, sk_uid.val, BY_HELPER));
+	return is_fullsock(sk) && want_uid(sk_read(sk, sk_uid.val, BY_HELPER));
 }
 
 static __always_inline bool has_wanted_owner(struct sock *sk)

@@ -11,7 +11,7 @@ struct part {
 #include "lib/entry.bpf.h"
 #include "lib/output.bpf.h"
 #include "lib/seeding.bpf.h"
-#include "lib/segment.bpf.h"
+#include "lib/skb.bpf.h"
 #include "lib/traffic.bpf.h"
 #include "lib/transitions.bpf.h"
 
@@ -26,14 +26,6 @@ const volatile __u32 reset_reason_at;
 const volatile bool reset_has_segment;
 
 #define UNKNOWN_SEQ (~0ULL)
-
-/* sk_fullsock(), include/net/sock.h: the other kinds have what is in struct sock_common alone. */
-static __always_inline bool is_full(struct sock *sk)
-{
-	__u8 state = sk_read(sk, __sk_common.skc_state, BY_HELPER);
-
-	return state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV;
-}
 
 /*
  * Data that comes after close() ends the socket, and then is answered: the same CPU still needs the
@@ -58,10 +50,13 @@ static __always_inline bool is_waiting(__u8 state)
 
 static __always_inline void keep_ended(struct sock *sk, const struct entry *entry)
 {
-	struct ended ended = {.sk = (__u64)sk, .entry = *entry};
 	__u32 zero = 0;
+	struct ended *ended = bpf_map_lookup_elem(&last_ended, &zero);
 
-	bpf_map_update_elem(&last_ended, &zero, &ended, BPF_ANY);
+	if (!ended)
+		return;
+	ended->sk = (__u64)sk;
+	ended->entry = *entry;
 }
 
 /* Of a socket that answers a segment. */
@@ -77,22 +72,26 @@ static __always_inline struct entry *find_ended(struct sock *sk)
 	return ended && ended->sk == (__u64)sk ? &ended->entry : NULL;
 }
 
-/* What is known of the socket, if there is one. entry: NULL where it is not a full one. */
-static __always_inline void send(void *ctx, struct sock *sk, struct entry *entry,
-				 struct reset_event *event, const struct conn *conn)
+/* Asked before anything else is read. sk: NULL where there is none. entry: of a full one. */
+static __always_inline bool is_wanted(struct owner *owner, struct sock *sk,
+				      const struct entry *entry, const struct conn *conn)
 {
-	struct owner owner;
-
-	if (sk && is_full(sk))
-		kept_owner(&owner, entry, sk, BY_HELPER);
+	if (!want_conn(conn))
+		return false;
+	if (sk && is_fullsock(sk))
+		kept_owner(owner, entry, sk, BY_HELPER);
 	else
-		no_owner(&owner);
-	if (!owner.wanted || !want_conn(conn))
-		return;
+		no_owner(owner);
+	return owner->wanted;
+}
+
+static __always_inline void tell(void *ctx, struct reset_event *event, const struct conn *conn,
+				 const struct owner *owner)
+{
 	event->ts_ns = bpf_ktime_get_ns();
 	if (!event->reason && event->cause)
 		event->reason = OWN_REASON | event->cause;
-	describe(event, conn, &owner);
+	describe(event, conn, owner);
 	emit(ctx, event, sizeof(*event));
 }
 
@@ -120,11 +119,17 @@ static __always_inline bool has_unread_data(struct sock *sk)
 	return unread - has_flag(sk, SOCK_DONE) > 0;
 }
 
+/* TCP_LINGER2, tcp(7): nobody waits for the peer's FIN after close(). */
+static __always_inline bool waits_for_no_fin(struct sock *sk)
+{
+	return BPF_CORE_READ((struct tcp_sock *)sk, linger2) < 0;
+}
+
 /* __tcp_close(), tcp_disconnect(), inet_csk_listen_stop(). */
 static __always_inline enum cause cause_of_close(struct sock *sk)
 {
-	if (has_flag(sk, SOCK_DEAD)) /* no memory, or a negative TCP_LINGER2 */
-		return CAUSE_UNKNOWN;
+	if (has_flag(sk, SOCK_DEAD)) /* else there was no memory */
+		return waits_for_no_fin(sk) ? CAUSE_LINGER2 : CAUSE_UNKNOWN;
 	if (!socket_of(sk)) /* nobody has accepted it */
 		return CAUSE_LISTENER_CLOSED;
 	if (!is_shut_down(sk))
@@ -156,35 +161,65 @@ static __always_inline enum cause cause_of_own(struct sock *sk)
 									  : cause_of_abort(sk);
 }
 
+/*
+ * tcp_acceptable_seq(): the peer may have taken the window back from what is in flight. What its scale
+ * rounds off does not count.
+ */
+static __always_inline __u32 acceptable_seq(struct sock *sk)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	__u32 next = BPF_CORE_READ(tp, snd_nxt);
+	__u32 end = BPF_CORE_READ(tp, snd_una) + BPF_CORE_READ(tp, snd_wnd);
+	__s32 beyond = next - end;
+	__s32 grain = BPF_CORE_READ_BITFIELD_PROBED(tp, rx_opt.wscale_ok)
+			      ? 1 << BPF_CORE_READ_BITFIELD_PROBED(tp, rx_opt.rcv_wscale)
+			      : 1;
+
+	return beyond < grain ? next : end;
+}
+
 /* Of the host's own accord. */
 static __always_inline int sends(void *ctx, struct sock *sk, __u32 reason)
 {
 	struct reset_event event = {.direction = DIRECTION_SENT, .reason = reason};
-	struct entry *entry = find(sk);
+	struct entry *entry;
+	struct owner owner;
 	struct conn conn;
 
-	if (!read_closed_conn(&conn, sk, BY_HELPER))
+	if (has_rejected_port(sk, BY_HELPER) || !read_closed_conn(&conn, sk, BY_HELPER))
+		return 0;
+	entry = find(sk);
+	if (!is_wanted(&owner, sk, entry, &conn))
 		return 0;
 	event.state = state_before(sk, entry);
 	event.cause = cause_of_own(sk);
-	event.seq = BPF_CORE_READ((struct tcp_sock *)sk, snd_nxt);
-	send(ctx, sk, entry, &event, &conn);
+	event.seq = acceptable_seq(sk);
+	tell(ctx, &event, &conn, &owner);
 	return 0;
+}
+
+static __always_inline bool aborts_on_overflow(struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ipv4.sysctl_tcp_abort_on_overflow);
 }
 
 static __always_inline enum cause cause_of_answer(struct sock *sk, const struct segment *segment,
 						  __u8 state)
 {
 	if (!sk)
-		return has_flags(segment, TCPHDR_SYN) && !has_flags(segment, TCPHDR_ACK)
+		return (segment->flags & (TCPHDR_SYN | TCPHDR_ACK)) == TCPHDR_SYN
 			       ? CAUSE_NO_LISTENER
 			       : CAUSE_NO_CONNECTION;
 	/* With a FIN that is still to come FIN_WAIT2 looks like that, too (tcp_time_wait). */
 	if (state == TCP_TIME_WAIT)
-		return segment->length ? CAUSE_LATE_DATA : CAUSE_TIME_WAIT;
-	if (is_full(sk) && segment->length && is_shut_down(sk))
+		return segment->len ? CAUSE_LATE_DATA : CAUSE_TIME_WAIT;
+	if (state == TCP_LISTEN && is_acceptq_full(sk) && aborts_on_overflow(sk))
+		return CAUSE_OVERFLOW;
+	if (!is_fullsock(sk) || !is_shut_down(sk))
+		return CAUSE_UNEXPECTED;
+	if (segment->len)
 		return CAUSE_LATE_DATA;
-	return CAUSE_UNEXPECTED;
+	return state == TCP_FIN_WAIT2 && waits_for_no_fin(sk) ? CAUSE_LINGER2 : CAUSE_UNEXPECTED;
 }
 
 /*
@@ -195,18 +230,23 @@ static __always_inline int answers(void *ctx, struct sock *sk, struct sk_buff *s
 {
 	struct reset_event event = {.direction = DIRECTION_SENT, .reason = reason};
 	struct entry *entry = sk ? find_ended(sk) : NULL;
-	struct segment segment = {};
+	struct segment segment;
+	struct owner owner;
+	struct conn conn;
 
-	if (!read_segment(&segment, skb) || has_flags(&segment, TCPHDR_RST) ||
-	    segment.conn.laddr.bytes[0] == 0xff)
+	if (!read_segment(&segment, skb) || segment.flags & TCPHDR_RST ||
+	    segment.daddr.bytes[0] == 0xff)
 		return 0;
-	segment.conn.netns = sk ? common_netns(sk) : netns_of_segment(skb);
+	segment_endpoints(&conn, &segment, false);
+	conn.netns = sk ? common_netns(sk) : device_netns(device_of(skb));
+	if (!is_wanted(&owner, sk, entry, &conn))
+		return 0;
 	if (sk)
 		event.state = state_before(sk, entry);
 	event.cause = cause_of_answer(sk, &segment, event.state);
-	if (has_flags(&segment, TCPHDR_ACK))
-		event.seq = bpf_ntohl(segment.tcp.ack_seq);
-	send(ctx, sk, entry, &event, &segment.conn);
+	if (segment.flags & TCPHDR_ACK)
+		event.seq = segment.ack;
+	tell(ctx, &event, &conn, &owner);
 	return 0;
 }
 
@@ -231,22 +271,25 @@ static __always_inline bool may_be_late_data(struct sock *sk, __u8 state)
 static __always_inline int receives(void *ctx, struct sock *sk, struct sk_buff *skb)
 {
 	struct reset_event event = {.direction = DIRECTION_RECEIVED, .seq = UNKNOWN_SEQ};
-	struct segment segment = {};
+	struct segment segment;
+	struct owner owner;
 	struct conn conn;
 
+	if (has_rejected_port(sk, BY_HELPER))
+		return 0;
 	if (skb) {
-		if (!read_segment(&segment, skb) || !has_flags(&segment, TCPHDR_RST))
+		if (!read_segment(&segment, skb) || !(segment.flags & TCPHDR_RST))
 			return 0;
-		event.seq = bpf_ntohl(segment.tcp.seq);
+		event.seq = segment.seq;
 	}
-	if (!read_closed_conn(&conn, sk, BY_HELPER))
+	if (!read_closed_conn(&conn, sk, BY_HELPER) || !is_wanted(&owner, sk, find(sk), &conn))
 		return 0;
 	event.state = sk_read(sk, __sk_common.skc_state, BY_HELPER);
 	if (event.state == TCP_SYN_SENT)
 		event.cause = CAUSE_REFUSED;
 	else if (skb || !may_be_late_data(sk, event.state))
 		event.cause = CAUSE_PEER;
-	send(ctx, sk, find(sk), &event, &conn);
+	tell(ctx, &event, &conn, &owner);
 	return 0;
 }
 
@@ -331,13 +374,16 @@ int BPF_KPROBE(received_kprobe, struct sock *sk)
 
 static __always_inline bool concerns(int oldstate, int newstate)
 {
+	/* Nothing to learn but the rest of the tuple, for filters that reject it. */
+	if (newstate == TCP_ESTABLISHED)
+		return is_tuple_filtered();
 	return newstate == TCP_LISTEN || is_of_session(oldstate, newstate);
 }
 
 static __always_inline void transition(void *ctx, struct sock *sk, int oldstate, int newstate,
 				       const bool owned, const bool direct)
 {
-	struct entry begun = {}, *entry = NULL;
+	struct entry begun = {}, *found = NULL, *entry;
 
 	if (reject(sk, oldstate, newstate, direct))
 		return;
@@ -348,17 +394,15 @@ static __always_inline void transition(void *ctx, struct sock *sk, int oldstate,
 	if (newstate == TCP_ESTABLISHED)
 		return;
 	if (newstate != TCP_SYN_SENT)
-		entry = find(sk);
-	if (!entry) {
-		follow(sk, &begun);
-		entry = find(sk);
-	}
-	if (!entry)
-		return;
+		found = find(sk);
+	entry = found ?: &begun;
+	barrier_var(entry); /* else clang writes all that follows twice */
 	entry->part.closed_from = newstate == TCP_CLOSE ? oldstate : 0;
 	if (owned && is_act(sk, oldstate, newstate, direct))
 		own(&entry->owner, sk, newstate == TCP_SYN_SENT ? ROLE_ACTIVE : ROLE_UNKNOWN,
 		    direct);
+	if (!found)
+		follow(sk, &begun);
 }
 
 static __always_inline void accepted(void *ctx, struct sock *sk, const bool direct)

@@ -4,11 +4,6 @@
 
 #include "lib/event.h"
 
-enum direction {
-	DIRECTION_SENT,
-	DIRECTION_RECEIVED,
-};
-
 /* What we can tell of the cause, whatever the kernel says. */
 enum cause {
 	CAUSE_UNKNOWN,
@@ -17,10 +12,12 @@ enum cause {
 	CAUSE_NO_CONNECTION, /* any other segment that belongs to nothing */
 	CAUSE_TIME_WAIT,
 	CAUSE_LATE_DATA, /* data for a process that has closed the connection */
+	CAUSE_OVERFLOW,	 /* an accept queue that is full, with tcp_abort_on_overflow */
 	CAUSE_UNEXPECTED,
 	/* Sent of the host's own accord. */
 	CAUSE_UNREAD_DATA, /* close() with received data that nobody has read */
 	CAUSE_LINGER,	   /* close() with SO_LINGER and a time of 0 */
+	CAUSE_LINGER2,	   /* close() with a negative TCP_LINGER2 */
 	CAUSE_DISCONNECT,  /* connect() to AF_UNSPEC */
 	CAUSE_LISTENER_CLOSED,
 	CAUSE_KEEPALIVE,

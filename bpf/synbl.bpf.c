@@ -54,12 +54,6 @@ static __always_inline __u32 syn_queue(struct sock *sk)
 	return BPF_CORE_READ((struct tcp_sock *)sk, inet_conn.icsk_accept_queue.qlen.counter);
 }
 
-/* sk_acceptq_is_full(): one more than the backlog may wait. */
-static __always_inline bool is_full(struct sock *sk)
-{
-	return sk_read(sk, sk_ack_backlog, BY_HELPER) > limit(sk);
-}
-
 static __always_inline void begin(struct part *part, struct sock *sk)
 {
 	part->since_ns = bpf_ktime_get_ns();
@@ -219,7 +213,7 @@ static __always_inline int syn_comes(struct sock *sk)
 		return 0;
 	if (syn_queue(sk) >= limit(sk) && !syncookies(sk))
 		add(&entry->part.syn_overflows, 1);
-	else if (is_full(sk))
+	else if (is_acceptq_full(sk))
 		add(&entry->part.overflows, 1);
 	return 0;
 }
@@ -243,7 +237,7 @@ static __always_inline int ack_comes(struct sock *sk)
 {
 	struct entry *entry = find(sk);
 
-	if (entry && is_full(sk))
+	if (entry && is_acceptq_full(sk))
 		add(&entry->part.overflows, 1);
 	return 0;
 }

@@ -108,7 +108,6 @@ struct sk_buff {
 	struct net_device *dev;
 	struct sock *sk;
 	unsigned int len;
-	unsigned long _skb_refdst;
 	int skb_iif;
 	__be16 protocol;
 	__u16 transport_header;
@@ -141,6 +140,7 @@ struct netns_core {
 /* An int in Linux 5.10: its low byte, as our architectures are little-endian. */
 struct netns_ipv4 {
 	__u8 sysctl_tcp_syncookies;
+	__u8 sysctl_tcp_abort_on_overflow;
 };
 
 struct net {
@@ -158,10 +158,6 @@ struct net_device {
 	int ifindex;
 	possible_net_t nd_net;
 	char name[16];
-};
-
-struct dst_entry {
-	struct net_device *dev;
 };
 
 typedef struct {
@@ -353,6 +349,10 @@ struct minmax {
 	struct minmax_sample s[3];
 };
 
+struct tcp_options_received {
+	__u16 wscale_ok : 1, rcv_wscale : 4;
+};
+
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u64 bytes_received;
@@ -362,9 +362,12 @@ struct tcp_sock {
 	__u32 copied_seq;
 	__u32 snd_nxt;
 	__u32 snd_una;
+	__u32 snd_wnd;
 	__u32 write_seq;
 	__u32 packets_out;
 	__u32 total_retrans;
+	struct tcp_options_received rx_opt;
+	int linger2;   /* below 0: none of TCP_LINGER2 */
 	bool is_mptcp; /* a subflow; absent where the kernel is built without MPTCP */
 	__u32 srtt_us; /* times 8 */
 	__u32 mdev_us; /* times 4 */

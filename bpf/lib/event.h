@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What every event begins with. */
+/* What every event begins with, and what several have. */
 #ifndef TCPCORE_EVENT_H
 #define TCPCORE_EVENT_H
 
@@ -23,5 +23,11 @@
 	__u16 lport;                                                                               \
 	__u16 rport;                                                                               \
 	__u16 family
+
+/* As this host sees it: fields.Direction. */
+enum direction {
+	DIRECTION_SENT,
+	DIRECTION_RECEIVED,
+};
 
 #endif /* TCPCORE_EVENT_H */

@@ -262,6 +262,17 @@ static __always_inline bool read_unrouted_segment(struct segment *segment, struc
 	return true;
 }
 
+/* The ends as this host sees them, who sent the segment or gets it; not the namespace. */
+static __always_inline void segment_endpoints(struct conn *conn, const struct segment *segment,
+					      bool sent)
+{
+	conn->family = segment->family;
+	conn->laddr = sent ? segment->saddr : segment->daddr;
+	conn->raddr = sent ? segment->daddr : segment->saddr;
+	conn->lport = sent ? segment->sport : segment->dport;
+	conn->rport = sent ? segment->dport : segment->sport;
+}
+
 static __always_inline struct net *net_of_device(struct net_device *dev)
 {
 	return BPF_CORE_READ(dev, nd_net.net);

@@ -107,6 +107,20 @@ static __always_inline __u32 common_netns(struct sock *sk)
 	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 }
 
+/* sk_fullsock(), include/net/sock.h: the other kinds have what is in struct sock_common alone. */
+static __always_inline bool is_fullsock(struct sock *sk)
+{
+	__u8 state = sk_read(sk, __sk_common.skc_state, BY_HELPER);
+
+	return state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV;
+}
+
+/* sk_acceptq_is_full(): one more than the backlog may wait. */
+static __always_inline bool is_acceptq_full(struct sock *sk)
+{
+	return sk_read(sk, sk_ack_backlog, BY_HELPER) > sk_read(sk, sk_max_ack_backlog, BY_HELPER);
+}
+
 /* The socket that a process has a file descriptor of: NULL before accept() and after close(). */
 static __always_inline struct socket *socket_of(struct sock *sk)
 {

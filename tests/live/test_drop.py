@@ -47,12 +47,13 @@ class Segment:
     ack: int = 0
     data: bytes = b""
     doff: int = 5
+    window: int = 1024
     spoilt: int = 0  # added to the checksum
 
     def send(self) -> None:
         ends = [socket.inet_aton(host) for host, _ in (self.source, self.dest)]
         ports = self.source[1], self.dest[1]
-        parts = (*ports, self.seq, self.ack, self.doff << 4, self.flags, 1024)
+        parts = (*ports, self.seq, self.ack, self.doff << 4, self.flags, self.window)
         pseudo = struct.pack("!4s4sBBH", *ends, 0, socket.IPPROTO_TCP, 20 + len(self.data))
         empty = struct.pack("!HHIIBBHHH", *parts, 0, 0)
         check = (_sum(pseudo + empty + self.data) + self.spoilt) & 0xFFFF

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import struct
+import sys
+import termios
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -16,6 +20,8 @@ from tcpcore.loader import Btf
 from tests.facts import Facts
 from tests.live import harness
 from tests.live.harness import Event, Namespace, Net, tracer
+from tests.live.test_drop import ACK, RST, SYN, Segment, forged
+from tests.live.test_mptcp import mptcp_pair, mptcp_socket
 
 FACTS = Facts(
     header="PID     COMM       LADDR           LPORT RADDR           RPORT RST      STATE       "
@@ -27,10 +33,13 @@ FACTS = Facts(
 )
 
 ME = os.getpid()
+FIN_WAIT2, CLOSE = 5, 7  # include/net/tcp_states.h
 SOL_TCP, TCP_REPAIR = socket.IPPROTO_TCP, 19  # include/uapi/linux/tcp.h
-TCPHDR_RST = 4
+STRAY = 40001  # a port of nobody's
 Row = tuple[str, str | None, str | None, int | None]  # direction, state, cause, pid
 BY_PEER: Row = ("received", "ESTABLISHED", "by peer", ME)
+BY_PEER_AFTER_FIN: Row = ("received", "CLOSE_WAIT", "by peer", ME)
+LINGER2: Row = ("sent", "FIN_WAIT2", "linger2", ME)
 Provoke = Callable[[str], set[int]]
 """Makes resets, with a host's address; their two ports."""
 
@@ -105,11 +114,36 @@ def disconnect(one: socket.socket, other: socket.socket) -> None:
     said_goodbye(other)
 
 
+def info(of: socket.socket, at: int, form: str) -> int:
+    """A number of struct tcp_info, include/uapi/linux/tcp.h."""
+    size = struct.calcsize(form)
+    found: int = struct.unpack_from(form, of.getsockopt(SOL_TCP, socket.TCP_INFO, at + size), at)[0]
+    return found
+
+
+def has_state(of: socket.socket, state: int) -> bool:
+    """include/net/tcp_states.h"""
+    return info(of, 0, "B") == state
+
+
 def late(one: socket.socket, other: socket.socket) -> None:
     one.close()
     other.recv(1)
     other.sendall(b"x")
-    harness.until(lambda: other.getsockopt(SOL_TCP, socket.TCP_INFO, 1) == b"\7")
+    harness.until(lambda: has_state(other, CLOSE))
+
+
+def impatient(one: socket.socket, other: socket.socket) -> None:
+    """Its FIN is acknowledged after close()."""
+    one.setsockopt(SOL_TCP, socket.TCP_LINGER2, -1)
+    one.close()
+    harness.until(lambda: has_state(other, CLOSE))
+
+
+def impatient_in_fin_wait2(one: socket.socket, other: socket.socket) -> None:
+    one.shutdown(socket.SHUT_WR)
+    harness.until(lambda: has_state(one, FIN_WAIT2))
+    impatient(one, other)
 
 
 def unaccepted(host: str) -> set[int]:
@@ -143,6 +177,8 @@ NO_SOCKET: list[tuple[Provoke, set[Row]]] = [
 OF_SOCKETS: list[tuple[Provoke, set[Row]]] = [
     (of_pair(linger), {("sent", "ESTABLISHED", "linger 0", ME), BY_PEER}),
     (of_pair(unread), {("sent", "ESTABLISHED", "unread data", ME), BY_PEER}),
+    (of_pair(impatient), {LINGER2, BY_PEER_AFTER_FIN}),
+    (of_pair(impatient_in_fin_wait2), {LINGER2, BY_PEER_AFTER_FIN}),
     (of_pair(disconnect), {("sent", "ESTABLISHED", "disconnect", ME), BY_PEER}),
     (unaccepted, {("sent", "ESTABLISHED", "listener closed", None), BY_PEER}),
     (lambda host: forgotten(host, True), {("sent", "LISTEN", "unexpected", ME), BY_PEER}),
@@ -192,7 +228,108 @@ def test_data_for_what_is_left_of_a_closed_socket(attach: str) -> None:
         [("sent", "TIME_WAIT", "late data", None)] if sees_all(attach) else []
     )
     (peer,) = [e for e in events if e["direction"] == "received"]
-    assert row(peer) == ("received", "CLOSE_WAIT", "by peer", ME)
+    assert row(peer) == BY_PEER_AFTER_FIN
+
+
+def test_a_syn_for_a_time_wait_socket(attach: str) -> None:
+    """Its RST has the number 0 (RFC 9293, 3.10.7.1), and the peer does not take it for one."""
+    with tracer("reset", "--json", "--attach", attach) as running:
+        with harness.pair() as (one, other):
+            ports = harness.ports(one)
+            one.close()
+            harness.until(lambda: is_in_fin_wait2(*ports))
+            forged(other, flags=SYN, data=b"").send()
+            harness.until(lambda: not is_in_fin_wait2(*ports))
+        events = harness.between(running.events(), *ports)
+    assert [(row(e), e["seq"]) for e in events if e["state"] == "TIME_WAIT"] == (
+        [(("sent", "TIME_WAIT", "time-wait", None), 0)] if sees_all(attach) else []
+    )
+    # Its FIN is for a connection that is forgotten.
+    assert [e["state"] for e in events if e["direction"] == "received"] == ["LAST_ACK"]
+
+
+@contextlib.contextmanager
+def abort_on_overflow() -> Iterator[None]:
+    """In the namespace that the thread is in."""
+    path = Path("/proc/sys/net/ipv4/tcp_abort_on_overflow")
+    path.write_text("1")
+    try:
+        yield
+    finally:
+        path.write_text("0")
+
+
+def overflow(stack: contextlib.ExitStack) -> tuple[int, int]:
+    """The handshake of one client is over when others have taken all places; its ports."""
+    server, late_one = (stack.enter_context(socket.socket()) for _ in range(2))
+    server.bind(("127.0.0.1", 0))
+    server.listen(2)
+    late_one.bind(("127.0.0.1", 0))
+    lport, rport = late_one.getsockname()[1], server.getsockname()[1]
+    with harness.firewall(f"tcp sport {lport} tcp flags & (syn|ack) == ack", "drop"):
+        late_one.connect(server.getsockname())
+        for _ in range(3):
+            stack.enter_context(harness.connect("127.0.0.1", rport))
+        harness.until(lambda: info(server, 24, "I") == 3)  # tcpi_unacked: those in the queue
+    with contextlib.suppress(OSError):
+        late_one.send(b"x")
+    said_goodbye(late_one)
+    return lport, rport
+
+
+def test_a_full_accept_queue(attach: str, net: Net) -> None:
+    """A listener's RST has that cause where both are so: the queue is full, and that aborts."""
+    here, _ = net
+    with here.entered(), tracer("reset", "--json", "--attach", attach) as running:
+        with contextlib.ExitStack() as stack:
+            with abort_on_overflow():
+                forgotten("127.0.0.1", with_listener=True)
+                ports = overflow(stack)
+            Segment(("127.0.0.1", STRAY), ("127.0.0.1", ports[1]), ACK).send()
+            running.wait_for(lambda e: e["rport"] == STRAY)
+        events = running.events()
+    found = harness.between(events, *ports)
+    assert {row(e) for e in found} == {("sent", "LISTEN", "listen overflow", ME), BY_PEER}
+    assert len(found) == 2
+    others = [row(e) for e in events if e["state"] == "LISTEN" and e not in found]
+    assert others == [("sent", "LISTEN", "unexpected", ME)] * 2
+
+
+@pytest.mark.any_kernel
+def test_a_firewall(net: Net) -> None:
+    """Its RST is not TCP's, and only who gets it is shown."""
+    here, _ = net
+    with here.entered(), tracer("reset", "--json") as running:
+        port = harness.refused_port()
+        with harness.firewall(f"tcp dport {port}", "reject with tcp reset"):
+            harness.refuse("127.0.0.1", port)
+        events = [e for e in running.events() if port in (e["lport"], e["rport"])]
+    assert [row(e) for e in events] == [("received", "SYN_SENT", "refused", ME)]
+
+
+def is_open(port: int) -> bool:
+    """In the thread's namespace; state 6 is TIME_WAIT (proc_pid_net(5))."""
+    lines = Path("/proc/thread-self/net/tcp").read_text().splitlines()
+    return any(f":{port:04X}" in " ".join(x.split()[1:3]) and x.split()[3] != "06" for x in lines)
+
+
+def test_mptcp(attach: str, net: Net) -> None:
+    """close() with unread data breaks off every subflow, on the kernels that do so."""
+    here, _ = net
+    with here.entered(), tracer("reset", "--json", "--attach", attach) as running:
+        mptcp_socket().close()
+        before = harness.kernel_counters()["TcpOutRsts"]
+        with mptcp_pair() as (client, accepted):
+            ports = harness.ports(client)
+            accepted.sendall(b"x")
+            client.recv(1, socket.MSG_PEEK)
+            client.close()
+        harness.until(lambda: not is_open(ports[1]))
+        count = harness.kernel_counters()["TcpOutRsts"] - before
+        events = harness.between(running.events(), *ports)
+    sent = [row(e) for e in events if e["direction"] == "sent"]
+    assert sent == [("sent", "ESTABLISHED", "mptcp", ME)] * count
+    assert count or not kernel_reasons()
 
 
 def test_data_after_close(attach: str) -> None:
@@ -256,15 +393,22 @@ def test_a_peer_that_is_gone(attach: str, net: Net) -> None:
     assert len(sent) == 2
 
 
+def kill(connection: socket.socket) -> bool:
+    """False: the kernel is built without CONFIG_INET_DIAG_DESTROY."""
+    lport, rport = harness.ports(connection)
+    return f":{lport}" in harness.sh(f"ss -K -n dst 127.0.0.1 dport = {rport} sport = {lport}")
+
+
 def test_a_connection_that_is_killed(attach: str) -> None:
+    with harness.pair() as (one, _):
+        if not kill(one):
+            pytest.skip("this kernel lets nobody kill connections")
     with (
         tracer("reset", "--json", "--attach", attach) as running,
         harness.pair() as (one, _),
     ):
-        lport, rport = harness.ports(one)
-        killed = harness.sh(f"ss -K -n dst 127.0.0.1 dport = {rport} sport = {lport}")
-        if f":{lport}" not in killed:
-            pytest.skip("this kernel is built without CONFIG_INET_DIAG_DESTROY")
+        lport = one.getsockname()[1]
+        assert kill(one)
         events = [e for e in running.events() if e["lport"] == lport]
     assert [row(e) for e in events] == [("sent", "ESTABLISHED", "aborted", ME)]
 
@@ -284,38 +428,76 @@ def test_reasons_are_the_kernels_where_it_has_some(attach: str) -> None:
     assert lingered["sent"] in kernel_reasons() - {"NOT_SPECIFIED"} | {"linger 0"}
 
 
-def resets_on(wire: socket.socket) -> Iterator[tuple[tuple[int, int], int]]:
-    """Ports and sequence number of each RST over IPv4 that a packet socket has seen."""
+def in_flight(one: socket.socket, other: socket.socket) -> None:
+    """The peer takes no RST whose number is not the next one: RFC 5961, 3.2. It asks, and nobody's
+    RST is the answer."""
+    with harness.firewall(harness.DATA, "drop"):
+        one.sendall(b"x" * 40000)
+        linger(one, other)
+
+
+def beyond_the_window(left: int) -> Provoke:
+    """left: bytes in flight for which the peer, as it acknowledges the rest, takes the window back.
+    The kernel allows for what a window's scale rounds off."""
+
+    def act(one: socket.socket, other: socket.socket) -> None:
+        with harness.firewall(harness.DATA, "drop"):
+            one.sendall(b"x" * 40000)
+            forged(other, flags=ACK, data=b"", beyond=40000 - left, window=0).send()
+            harness.until(lambda: unacknowledged(one) == left)
+            linger(one, other)
+
+    return of_pair(act)
+
+
+def unacknowledged(end: socket.socket) -> int:
+    """SIOCOUTQ, tcp(7)."""
+    return int(struct.unpack("i", fcntl.ioctl(end, termios.TIOCOUTQ, bytes(4)))[0])
+
+
+Reset = tuple[int, int, int]
+"""Ports of who sends it and of who gets it; sequence number."""
+
+
+def resets_on(wire: socket.socket) -> Iterator[Reset]:
+    """Each RST over IPv4 that a packet socket has seen."""
     with contextlib.suppress(BlockingIOError):
         while True:
             packet = wire.recv(2048)
             tcp = packet[(packet[0] & 15) * 4 :]
-            if packet[9] == socket.IPPROTO_TCP and tcp[13] & TCPHDR_RST:
-                source, destination, seq = struct.unpack_from("!HHI", tcp)
-                yield (source, destination), seq
+            if packet[9] == socket.IPPROTO_TCP and tcp[13] & RST:
+                yield struct.unpack_from("!HHI", tcp)
 
 
-def test_sequence_numbers_are_those_on_the_wire(attach: str) -> None:
+def test_sequence_numbers_are_those_on_the_wire(attach: str, net: Net) -> None:
+    here, _ = net
     ip = socket.ntohs(0x0800)
+    odd = [of_pair(in_flight), beyond_the_window(20000), beyond_the_window(10)]
     with (
+        here.entered(),
         socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, ip) as wire,
-        tracer("reset", "--json", "--attach", attach) as running,
+        tracer("reset", "--json", "--attach", attach, "--netns", here.name) as running,
     ):
         wire.bind(("lo", 0x0800))
         wire.setblocking(False)
-        made = [provoke("127.0.0.1") for provoke, _ in NO_SOCKET + OF_SOCKETS]
-        events = [e for e in running.events() if {e["lport"], e["rport"]} in made]
-        seen = dict(resets_on(wire))
-    assert len(seen) == len(made)
-    sent = {(e["lport"], e["rport"]): e["seq"] for e in events if e["direction"] == "sent"}
-    assert len(sent) >= len(OF_SOCKETS)
-    assert sent == {ports: seq for ports, seq in seen.items() if ports in sent}
-    received = {(e["rport"], e["lport"]): e["seq"] for e in events if e["direction"] == "received"}
-    known = {ports: seq for ports, seq in received.items() if seq is not None}
-    assert known == {ports: seq for ports, seq in seen.items() if ports in known}
+        for provoke in [provoke for provoke, _ in NO_SOCKET + OF_SOCKETS] + odd:
+            provoke("127.0.0.1")
+        events = running.events()
+        seen = Counter(resets_on(wire))
+    sent, received = Counter[Reset](), Counter[Reset]()
+    for e in events:
+        if e["direction"] == "sent":
+            sent[e["lport"], e["rport"], e["seq"]] += 1
+        elif e["seq"] is not None:
+            received[e["rport"], e["lport"], e["seq"]] += 1
+    if sees_all(attach):
+        assert sent == seen
+    assert sent <= seen and sent.total() >= len(OF_SOCKETS + odd)
+    assert received <= seen
+    taken = [e for e in events if e["direction"] == "received"]
+    assert len(taken) == len(NO_SOCKET + OF_SOCKETS + odd)
 
 
-@pytest.mark.each_variant
 def test_a_connection_older_than_the_trace(attach: str) -> None:
     """Whose it is is known all the same."""
     with (
@@ -344,3 +526,16 @@ def test_what_no_socket_sends_has_a_namespace_and_no_user(net: Net) -> None:
     assert {e["netns"] for e in events} == {here.inode}
     assert {e["uid"] for e in events if e["direction"] == "sent"} <= {None}
     assert [e["uid"] for e in events if e["direction"] == "received"] == [os.getuid()]
+
+
+@pytest.mark.any_kernel
+def test_what_a_port_rejects_takes_no_place(net: Net) -> None:
+    """connect() gets its port when the socket is followed already. The host's listeners stay."""
+    here, _ = net
+    my_pid = "".join(f"{byte:#04x}" for byte in ME.to_bytes(4, sys.byteorder))
+    with (
+        tracer("reset", "--netns", here.name, "--lport", "1") as running,
+        here.entered(),
+        harness.pair(),
+    ):
+        harness.until(lambda: not any(my_pid in value for _, _, value in running.entries()))

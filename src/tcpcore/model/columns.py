@@ -16,6 +16,7 @@ def comm(width: int) -> Column:
 
 IP = Column("IP", "family", 2, text=lambda family: family.removeprefix("ipv"))
 UID = Column("UID", "uid", 6)
+SEQ = Column("SEQ", "seq", 10)
 NETNS = Column("NETNS", "netns", 10)
 TID = Column("TID", "tid", 7)
 

@@ -147,7 +147,7 @@ _LINES = Lines(
         *col.local_remote(39),
         *_WHY,
         Column("CODE", "reason_code", 6),
-        Column("SEQ", "seq", 10),
+        col.SEQ,
         Column("ACK", "ack", 10),
         Column("LEN", "len", 5),
         Column("IF", "ifname", 15),

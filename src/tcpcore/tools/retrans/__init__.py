@@ -57,7 +57,7 @@ class Event(ConnectionEvent):
 _ARROW = Column("T>", "kind", 2, text=lambda kind: f"{_LETTERS[kind]}>")
 _WHAT = (
     Column("STATE", "state", 12),
-    Column("SEQ", "seq", 10),
+    col.SEQ,
     Column("SEGS", "segs", 4),
     Column("CA_STATE", "ca_state", 8),
     Column("RESULT", "result", 6),
