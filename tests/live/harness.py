@@ -453,6 +453,16 @@ def every(nth: int) -> str:
 
 
 @contextlib.contextmanager
+def full_queue(end: Namespace) -> Iterator[None]:
+    """What would leave by its end of the link finds no room: TCP is told at once."""
+    sh(f"tc -n {end.name} qdisc replace dev ve0 root bfifo limit 1")
+    try:
+        yield
+    finally:
+        sh(f"tc -n {end.name} qdisc del dev ve0 root")
+
+
+@contextlib.contextmanager
 def netem(end: Namespace, what: str) -> Iterator[bool]:
     """What leaves by its end of the link is delayed or lost (tc-netem(8)). False: nothing is, on a
     kernel without netem; those of the machines have it."""

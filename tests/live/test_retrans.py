@@ -207,41 +207,75 @@ def sent_again() -> int:
     return harness.kernel_counters()["TcpRetransSegs"]
 
 
+def failed() -> int:
+    return harness.kernel_counters()["TcpExtTCPRetransFail"]
+
+
+FAILURES = {"ENOBUFS", "EPERM", "EHOSTUNREACH"}
+TO_ANYBODY = "meta l4proto tcp", "drop", "output"
+
+
 def backoff(sender: socket.socket) -> int:
     """How often a timeout has doubled the next one: tcpi_backoff, linux/tcp.h."""
     return sender.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)[4]
 
 
 @pytest.mark.each_variant
-@pytest.mark.parametrize("way", ["tp_btf", "raw_tp"])
-def test_attempts_that_fail_are_told_apart(way: str, net: Net) -> None:
-    """Where the kernel tells of them; elsewhere they are no rows, and never retransmits."""
+def test_attempts_that_fail_are_told_apart(net: Net) -> None:
+    """Where the kernel tells of them; elsewhere they are no rows, and never retransmits. The kernel
+    counts those that fail on their way out as sent again, and once more as failed."""
     here, there = net
     with there.entered(), harness.listener(there.address) as server, here.entered():
-        arguments = ("--json", "--attach", way, "--raddr", there.address)
+        arguments = ("--json", "--raddr", there.address, "--attach")
         client = harness.connect(*server.getsockname())
         with (
             client,
             server.accept()[0] as accepted,
-            tracer("retrans", *arguments) as running,
-            tracer("retrans", "-c", *arguments) as counting,
+            tracer("retrans", *arguments, "tp_btf") as running,
+            tracer("retrans", "-c", *arguments, "raw_tp") as counting,
         ):
-            before = sent_again()
+            before = Counter(harness.kernel_counters())
             with deaf(accepted):
                 client.sendall(b"x")
                 harness.until(lambda: dropped(accepted))
+                for obstacle in (harness.full_queue(here), harness.firewall(*TO_ANYBODY)):
+                    with obstacle:
+                        failures = failed()
+                        harness.until(lambda: failed() > failures)  # noqa: B023
                 with no_route(here):
                     sent, doubled = sent_again(), backoff(client)
                     harness.until(lambda: backoff(client) > doubled)
                     assert sent_again() == sent
             assert accepted.recv(1) == b"x"
-            sent = sent_again() - before
+            kernels = Counter(harness.kernel_counters())
+            kernels.subtract(before)
             rows = of(running.events(), client)
             (counted,) = of(counting.events("flow"), client)
     results = Counter(e["result"] for e in rows)
+    sent = kernels["TcpRetransSegs"] - kernels["TcpExtTCPRetransFail"]
     assert results["ok"] == counted["retransmits"] == counted["segs"] == sent > 0
-    assert results.keys() == ({"ok", "EHOSTUNREACH"} if tells_failures() else {"ok"})
-    assert counted["failed"] == results["EHOSTUNREACH"]
+    probes = [e for e in rows if (e["kind"], e["result"]) == ("tlp", "ok")]
+    assert kernels["TcpExtTCPLossProbes"] == counted["probes"] == len(probes)
+    assert results.keys() - {"ok"} == (FAILURES if tells_failures() else set())
+    if tells_failures():
+        assert kernels["TcpExtTCPRetransFail"] == results["ENOBUFS"] + results["EPERM"]
+    assert counted["failed"] == len(rows) - results["ok"]
+
+
+@pytest.mark.any_kernel  # that tells failures, as this host does
+def test_a_syn_that_fails(net: Net) -> None:
+    if not tells_failures():
+        pytest.skip("this kernel does not tell failures")
+    here = net[0]
+    with (
+        here.entered(),
+        tracer("retrans", "--json", "--raddr", here.nobody) as running,
+        harness.firewall(*TO_ANYBODY),
+        harness.start_hanging(here.nobody, 1001) as client,
+    ):
+        lport = client.getsockname()[1]
+        found = running.wait_for(lambda e: e["lport"] == lport)
+    assert (found["kind"], found["result"], found["pid"]) == ("syn", "EPERM", os.getpid())
 
 
 def test_counts_by_flow(attach: str) -> None:
