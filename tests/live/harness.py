@@ -602,12 +602,17 @@ def connect_without_a_port(host: str, port: int) -> None:
         connect(host, port).close()
 
 
-@contextlib.contextmanager
-def local_ports(ports: str) -> Iterator[None]:
+def local_ports(ports: str) -> contextlib.AbstractContextManager[None]:
     """Only these ports for connects from the namespace that the thread is in."""
-    path = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    return sysctl("ip_local_port_range", ports)
+
+
+@contextlib.contextmanager
+def sysctl(name: str, value: str) -> Iterator[None]:
+    """A setting of IPv4 and TCP (ip-sysctl.rst) for the namespace that the thread is in."""
+    path = Path("/proc/sys/net/ipv4", name)
     before = path.read_text()
-    path.write_text(ports)
+    path.write_text(value)
     try:
         yield
     finally:

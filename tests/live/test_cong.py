@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import os
+import signal
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +45,8 @@ def total(row: Event) -> int:
     return sum(int(row[f"{name}_ns"]) for name in STATES)
 
 
-class Lost(NamedTuple):
-    """CLOCK_MONOTONIC around the change to the state loss, and around the one from it."""
+class Stay(NamedTuple):
+    """CLOCK_MONOTONIC around the change to a state, and around the one from it."""
 
     before: int
     since: int
@@ -50,29 +54,44 @@ class Lost(NamedTuple):
     after: int
 
 
-def watched(of: socket.socket, wanted: str) -> tuple[int, int]:
-    """When it was last seen in another state, and when it was first seen in this one."""
-    before = time.monotonic_ns()
+def watched(of: socket.socket, wanted: str, before: int = 0) -> tuple[int, int]:
+    """When it was last seen in another state, and when it was first seen in this one. before: it
+    was in another state then."""
     deadline = time.monotonic() + harness.PATIENCE
-    while state(of) != wanted:
-        before = time.monotonic_ns()
+    while True:
+        now = time.monotonic_ns()
+        if state(of) == wanted:
+            return before, time.monotonic_ns()
+        before = now
         assert time.monotonic() < deadline, f"still {state(of)}"
         time.sleep(0.001)
-    return before, time.monotonic_ns()
 
 
-def lose(client: socket.socket, accepted: socket.socket, until: Tracer | None = None) -> Lost:
-    """All that is sent, for a while; the thread is where it would come in. until: its reports say
-    that nothing changed for an interval."""
-    with harness.lossy(""):
+def suffer(
+    client: socket.socket,
+    accepted: socket.socket,
+    trouble: contextlib.AbstractContextManager[object],
+    wanted: str,
+    until: Tracer | None = None,
+) -> Stay:
+    """Trouble that leads to a state; what is sent behind it leads back. until: its reports say that
+    nothing changed for an interval."""
+    with trouble:
+        begin = time.monotonic_ns()
         client.sendall(bytes(500))
-        before, since = watched(client, "loss")
+        before, since = watched(client, wanted, begin)
         if until:
-            until.wait_for(lambda row: row["loss_ns"] > 0 and not row["changes"])
+            until.wait_for(lambda row: row[f"{wanted}_ns"] > 0 and not row["changes"])
         last = time.monotonic_ns()
-    assert len(accepted.recv(500, socket.MSG_WAITALL)) == 500
+    client.sendall(bytes(500))
+    assert len(accepted.recv(1000, socket.MSG_WAITALL)) == 1000
     _, after = watched(client, "open")
-    return Lost(before, since, last, after)
+    return Stay(before, since, last, after)
+
+
+def lose(client: socket.socket, accepted: socket.socket, until: Tracer | None = None) -> Stay:
+    """All that is sent, for a while; the thread is where it would come in."""
+    return suffer(client, accepted, harness.lossy(""), "loss", until)
 
 
 @contextlib.contextmanager
@@ -164,8 +183,57 @@ def test_a_hole_is_recovered_from(net: Net) -> None:
         running.wait_for(lambda event: event["newstate"] == "open" and "loss" in seen)
         found = iter(["open", *(x["newstate"] for x in running.events())])
     assert "recovery" in seen
-    changes = [one for one, before in zip(seen[1:], seen, strict=False) if one != before]
-    assert all(one in found for one in changes)  # in this order
+    assert all(one in found for one, _ in itertools.groupby(seen))  # in this order
+
+
+@pytest.mark.any_kernel
+def test_a_row_has_the_states_of_all_changes(net: Net) -> None:
+    with (
+        looking(net[0]) as counting,
+        looking(net[0], "--events") as running,
+        connection(net) as (client, accepted),
+    ):
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+        def are_seen() -> bool:
+            client.sendall(bytes(30_000))
+            assert len(accepted.recv(30_000, socket.MSG_WAITALL)) == 30_000
+            return {"disorder", "recovery"} <= {x["newstate"] for x in running.records()}
+
+        with harness.lossy(harness.every(10)):
+            harness.until(are_seen)
+        changes = running.events()
+        (row,) = rows(counting)
+    assert row["changes"] == len(changes)
+    states = {"open", *(x["newstate"] for x in changes)}
+    assert {name for name in STATES if row[f"{name}_ns"]} == states
+
+
+def test_a_queue_that_is_full(net: Net) -> None:
+    with looking(net[0]) as running, connection(net) as (client, accepted):
+        stay = suffer(client, accepted, harness.full_queue(net[0]), "cwr")
+        (row,) = rows(running)
+    assert stay.until - stay.since < row["cwr_ns"] < stay.after - stay.before
+    assert (row["changes"], total(row)) == (2, row["open_ns"] + row["cwr_ns"])
+
+
+def test_a_mark_of_congestion(net: Net) -> None:
+    """Of a router that would rather not drop the packet: RFC 3168."""
+    here, _ = net
+    with (
+        looking(here, "--events") as running,
+        here.entered(),
+        harness.sysctl("tcp_ecn", "1"),
+        connection(net) as (client, accepted),
+    ):
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+        marks = harness.firewall(harness.DATA, "ip ecn set ce")
+        stay = suffer(client, accepted, marks, "cwr")
+        enters, leaves = running.events()
+    assert (enters["newstate"], leaves["oldstate"], leaves["newstate"]) == ("cwr", "cwr", "open")
+    assert stay.before < enters["ts_ns"] < stay.since
+    assert stay.until < leaves["ts_ns"] < stay.after
+    assert (enters["ssthresh"], leaves["cwnd"]) == (5, 5)  # half of 10
 
 
 @contextlib.contextmanager
@@ -216,6 +284,62 @@ def test_how_long_states_last(net: Net) -> None:
     assert found["loss"]["sum"] * 1000 < lost.after - lost.before
     assert found["open"]["count"] >= 2  # the first one, and the one that the end of all ended
     assert sum(x["sum"] for x in found.values()) * 1000 > end - begin - 1000 * len(found) * 10
+
+
+@contextlib.contextmanager
+def stopped(running: Tracer) -> Iterator[None]:
+    """It does nothing meanwhile."""
+    running.send(signal.SIGSTOP)
+    harness.until(lambda: Path(f"/proc/{running.pid}/stat").read_text().split()[2] == "T")
+    try:
+        yield
+    finally:
+        running.send(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def half_changed(running: Tracer, port: int) -> Iterator[None]:
+    """The entry of a connection, as another CPU may see it during a change: the times that have
+    been written and the state that lasts are not of the same moment."""
+    mine = running.objects()
+    maps = json.loads(harness.sh("bpftool -j map show"))
+    (number,) = [m["id"] for m in maps if m.get("name") == "sockets" and ("map", m["id"]) in mine]
+    with stopped(running):
+        entries = json.loads(harness.sh(f"bpftool -j map dump id {number}"))
+        (entry,) = [x for x in entries if x["formatted"]["value"]["conn"]["lport"] == port]
+        before = bytes(int(x, 16) for x in entry["value"])
+        stay = entry["formatted"]["value"]["part"]["kept"]["stay"]
+        after = before.replace(struct.pack("=Q", stay), struct.pack("=Q", stay // 2))
+        update = f"bpftool map update id {number} key hex {' '.join(entry['key'])} value hex"
+        harness.sh(f"{update} {after.hex(' ')}")
+    try:
+        yield
+    finally:
+        with stopped(running):
+            harness.sh(f"{update} {before.hex(' ')}")
+
+
+@pytest.mark.any_kernel
+def test_a_report_in_the_middle_of_a_change(net: Net) -> None:
+    """The connection is left out; its time comes with the next report."""
+    with looking(net[0], "--all", "-i", "0.1") as running, connection(net) as (idle, _):
+        begin = time.monotonic_ns()
+        with connection(net) as (client, _):
+            connected = time.monotonic_ns()
+            ours, other = (end.getsockname()[1] for end in (client, idle))
+            running.wait_for(lambda row: row["lport"] == ours)
+
+            def reports() -> int:
+                return [row["lport"] for row in running.records()].count(other)
+
+            with half_changed(running, ours):
+                told = reports()
+                harness.until(lambda: reports() > told + 2)
+            closing = time.monotonic_ns()
+            harness.reset(client)
+            closed = time.monotonic_ns()
+        found = [row for row in rows(running) if row["lport"] == ours]
+    assert closing - connected < sum(map(total, found)) < closed - begin
 
 
 def test_a_syn_that_is_lost(net: Net) -> None:
