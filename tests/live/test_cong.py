@@ -118,19 +118,14 @@ def rows(running: Tracer) -> list[Event]:
     return found
 
 
-@pytest.fixture(params=("tp_btf", "raw_tp", "fentry", "kprobe"))
-def way(request: pytest.FixtureRequest) -> str:
-    """The tracepoint where the kernel has it; else the functions, which nobody needs elsewhere."""
-    name: str = request.param
-    if name.endswith(("btf", "tp")) != HAS_TRACEPOINT:
-        pytest.skip(f"{name} is not for this kernel")
-    return name
+# The tracepoint where the kernel has it; else the functions, which nobody needs elsewhere.
+BEST_WAY, OTHER_WAY = ("tp_btf", "raw_tp") if HAS_TRACEPOINT else ("fentry", "kprobe")
 
 
 @pytest.mark.each_variant
-def test_each_interval_has_its_share_of_the_life(way: str, net: Net) -> None:
+def test_each_interval_has_its_share_of_the_life(net: Net) -> None:
     """Also of a state that spans intervals, of the time before it, and of the state at the end."""
-    with looking(net[0], "--all", "-i", "0.1", "--attach", way) as running:
+    with looking(net[0], "--all", "-i", "0.1", "--attach", BEST_WAY) as running:
         begin = time.monotonic_ns()
         with connection(net) as (client, accepted):
             connected = time.monotonic_ns()
@@ -149,7 +144,8 @@ def test_each_interval_has_its_share_of_the_life(way: str, net: Net) -> None:
 @pytest.mark.each_variant
 def test_each_change(net: Net) -> None:
     """What TCP_INFO sees between them, and what the changes made of the window."""
-    with looking(net[0], "--events") as running, connection(net) as (client, end):
+    arguments = ("--events", "--attach", OTHER_WAY)
+    with looking(net[0], *arguments) as running, connection(net) as (client, end):
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
         port = client.getsockname()[1]
         lost = lose(client, end)
