@@ -293,31 +293,28 @@ def stopped(running: Tracer) -> Iterator[None]:
         running.send(signal.SIGCONT)
 
 
-@contextlib.contextmanager
-def half_changed(running: Tracer, port: int) -> Iterator[None]:
-    """The entry of a connection, as another CPU may see it during a change: the times that have
-    been written and the state that lasts are not of the same moment."""
+def change_stay(running: Tracer, port: int, by: int) -> None:
+    """In the entry of a connection: the state that lasts, and above STAY_BITS since when."""
     mine = running.objects()
     maps = json.loads(harness.sh("bpftool -j map show"))
     (number,) = [m["id"] for m in maps if m.get("name") == "sockets" and ("map", m["id"]) in mine]
     with stopped(running):
         entries = json.loads(harness.sh(f"bpftool -j map dump id {number}"))
         (entry,) = [x for x in entries if x["formatted"]["value"]["conn"]["lport"] == port]
-        before = bytes(int(x, 16) for x in entry["value"])
         stay = entry["formatted"]["value"]["part"]["kept"]["stay"]
-        after = before.replace(struct.pack("=Q", stay), struct.pack("=Q", stay // 2))
-        update = f"bpftool map update id {number} key hex {' '.join(entry['key'])} value hex"
-        harness.sh(f"{update} {after.hex(' ')}")
-    try:
-        yield
-    finally:
-        with stopped(running):
-            harness.sh(f"{update} {before.hex(' ')}")
+        value = bytes(int(x, 16) for x in entry["value"])
+        value = value.replace(struct.pack("=Q", stay), struct.pack("=Q", stay + by))
+        update = f"bpftool map update id {number} key hex {' '.join(entry['key'])}"
+        harness.sh(f"{update} value hex {value.hex(' ')}")
+
+
+STAY_BITS = 4  # bpf/cong.bpf.c
 
 
 @pytest.mark.any_kernel
 def test_a_report_in_the_middle_of_a_change(net: Net) -> None:
-    """The connection is left out; its time comes with the next report."""
+    """As another CPU may see it, half of it written: the connection is left out, and its time comes
+    with the next report."""
     with looking(net[0], "--all", "-i", "0.1") as running, connection(net) as (idle, _):
         begin = time.monotonic_ns()
         with connection(net) as (client, _):
@@ -328,14 +325,33 @@ def test_a_report_in_the_middle_of_a_change(net: Net) -> None:
             def reports() -> int:
                 return [row["lport"] for row in running.records()].count(other)
 
-            with half_changed(running, ours):
-                told = reports()
-                harness.until(lambda: reports() > told + 2)
+            change_stay(running, ours, 10**9 << STAY_BITS)
+            told = reports()
+            harness.until(lambda: reports() > told + 2)
+            change_stay(running, ours, -(10**9 << STAY_BITS))
             closing = time.monotonic_ns()
             harness.reset(client)
             closed = time.monotonic_ns()
         found = [row for row in rows(running) if row["lport"] == ours]
     assert closing - connected < sum(map(total, found)) < closed - begin
+
+
+@pytest.mark.any_kernel
+def test_a_change_that_was_missed(net: Net) -> None:
+    """As if the kernel had skipped the program when the state became open."""
+    with (
+        looking(net[0]) as counting,
+        looking(net[0], "--events") as running,
+        connection(net) as (client, accepted),
+    ):
+        for each in (counting, running):
+            change_stay(each, client.getsockname()[1], STATES.index("loss"))
+        suffer(client, accepted, harness.full_queue(net[0]), "cwr")
+        first, second = running.events()
+        (row,) = rows(counting)
+    assert (first["oldstate"], first["newstate"], first["duration_ns"]) == ("open", "cwr", None)
+    assert second["duration_ns"] == second["ts_ns"] - first["ts_ns"]
+    assert row["changes"] == 3 and row["loss_ns"] > 0
 
 
 def test_a_syn_that_is_lost(net: Net) -> None:
