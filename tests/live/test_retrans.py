@@ -203,10 +203,6 @@ def no_route(end: Namespace) -> Iterator[None]:
         harness.sh(f"ip -n {end.name} route add {route} src {end.address}")
 
 
-def sent_again() -> int:
-    return harness.kernel_counters()["TcpRetransSegs"]
-
-
 def failed() -> int:
     return harness.kernel_counters()["TcpExtTCPRetransFail"]
 
@@ -238,19 +234,20 @@ def test_attempts_that_fail_are_told_apart(net: Net) -> None:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
             client.setsockopt(socket.IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, 1)
             before = Counter(harness.kernel_counters())
-            with deaf(accepted):
-                client.sendall(b"x")
-                harness.until(lambda: dropped(accepted))
-                for obstacle in (harness.full_queue(here), harness.firewall(*TO_ANYBODY)):
+            for obstacle, count, times in (
+                (harness.full_queue(here), failed, 1),
+                (harness.firewall(*TO_ANYBODY), failed, 1),
+                # It counts a timeout and sends then, so that the second one tells of the first.
+                (no_route(here), lambda: timeouts(client), 2),
+            ):
+                lost = dropped(accepted)
+                with deaf(accepted):
+                    client.sendall(b"x")
+                    harness.until(lambda: dropped(accepted) > lost)  # noqa: B023
                     with obstacle:
-                        failures = failed()
-                        harness.until(lambda: failed() > failures)  # noqa: B023
-                with no_route(here):
-                    sent, expired = sent_again(), timeouts(client)
-                    # It counts a timeout and sends then, so that the second one tells of the first.
-                    harness.until(lambda: timeouts(client) > expired + 1)
-                    assert sent_again() == sent
-            assert accepted.recv(1) == b"x"
+                        wanted = count() + times
+                        harness.until(lambda: count() >= wanted)  # noqa: B023
+                assert accepted.recv(1) == b"x"
             kernels = Counter(harness.kernel_counters())
             kernels.subtract(before)
             rows = of(running.events(), client)
@@ -348,7 +345,7 @@ def open_sockets(end: Namespace) -> list[str]:
 
 def lost_segments(end: Namespace) -> int:
     with end.entered():
-        return sent_again()
+        return harness.kernel_counters()["TcpRetransSegs"]
 
 
 def all_talk(here: Namespace, there: Namespace) -> None:
