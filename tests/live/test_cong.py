@@ -368,6 +368,7 @@ def test_a_syn_that_is_lost(net: Net) -> None:
     assert (found[0]["oldstate"], found[0]["newstate"]) == ("open", "loss")
 
 
+@pytest.mark.any_kernel
 def test_connections_without_trouble_are_left_out(net: Net) -> None:
     for arguments, number in (((), 0), (("--all",), 2)):
         with looking(net[0], *arguments) as running, connection(net), connection(net):
@@ -375,6 +376,7 @@ def test_connections_without_trouble_are_left_out(net: Net) -> None:
         assert [total(row) == row["open_ns"] > 0 for row in found] == [True] * number
 
 
+@pytest.mark.any_kernel
 def test_the_same_ports_twice(net: Net) -> None:
     here, there = net
     with looking(here, "--all") as running, there.entered():

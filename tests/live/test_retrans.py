@@ -293,6 +293,7 @@ def test_counts_by_flow(attach: str) -> None:
     assert rows[ports[0]]["rport"] == ports[1] and rows[ports[0]]["raddr"] == "127.0.0.1"
 
 
+@pytest.mark.any_kernel
 def test_counts_follow_no_sockets_unless_a_filter_asks_for_owners() -> None:
     with tracer("retrans", "-c", "--json") as running, harness.pair() as (one, other):
         lose(one, other)
