@@ -128,7 +128,7 @@ SeqNumber = Annotated[
 ]
 """Of TCP: RFC 9293, 3.4."""
 Ssthresh = Annotated[
-    int | None, Kind("I", lambda raw: None if raw in (0, INFINITE_SSTHRESH) else raw)
+    int | None, Kind("I", lambda raw: raw if 0 < raw < INFINITE_SSTHRESH else None)
 ]
 """Of congestion control, in segments: RFC 5681, 3.1. None: nothing has set it."""
 Role = Annotated[str | None, Kind("B", (None, "active", "passive").__getitem__)]
