@@ -2,17 +2,19 @@
 /* How long connections are in each congestion state (RFC 5681), and what changes it. */
 #include "cong.h"
 
+#define CA_STATES (TCP_CA_Loss + 1)
+
 /* Of a connection, since it is followed. */
 struct sums {
 	__u64 changes;
-	__u64 ns[TCP_CA_STATES];
+	__u64 ns[CA_STATES];
 	__u64 since_ns;
 };
 
 struct kept {
 	__u64 changes;
-	__u64 ns[TCP_CA_STATES]; /* without the stay that lasts */
-	__u64 stay;		 /* the one that lasts: since when, in which state */
+	__u64 ns[CA_STATES]; /* without the stay that lasts */
+	__u64 stay;	     /* the one that lasts: since when, in which state */
 };
 
 #define WALK_KEEPS
@@ -42,17 +44,10 @@ static __always_inline __u64 since_ns(__u64 stay)
 	return stay >> STAY_BITS;
 }
 
-static __always_inline __u8 read_state(struct sock *sk)
-{
-	struct inet_connection_sock *icsk = (struct inet_connection_sock *)sk;
-
-	return BPF_CORE_READ_BITFIELD_PROBED(icsk, icsk_ca_state);
-}
-
 /* A state that the kernel sets without telling, before we know the socket, is as old as we know it. */
 static __always_inline void keep(struct part *part, struct sock *sk, bool is_older)
 {
-	__u64 state = read_state(sk) & STAY_STATE;
+	__u64 state = ca_state_of(sk) & STAY_STATE;
 
 	part->kept.stay = begun_ns(part) << STAY_BITS | state;
 	if (is_older || state != TCP_CA_Open)
@@ -72,7 +67,7 @@ static __always_inline bool sum_up(struct sums *sums, const struct part *part, s
 	sums->changes = kept->changes;
 	sums->since_ns = total;
 #pragma clang loop unroll(full)
-	for (__u32 state = 0; state < TCP_CA_STATES; state++) {
+	for (__u32 state = 0; state < CA_STATES; state++) {
 		sums->ns[state] = kept->ns[state];
 		total += sums->ns[state];
 		if (state == (stay & STAY_STATE))
@@ -195,7 +190,7 @@ static __always_inline int set_state(void *ctx, struct sock *sk, struct entry *e
 
 	barrier_var(
 		state); /* else clang masks it anew behind the check, and the verifier forgets */
-	if (oldstate == newstate || newstate >= TCP_CA_STATES || state >= TCP_CA_STATES)
+	if (oldstate == newstate || newstate >= CA_STATES || state >= CA_STATES)
 		return 0;
 	if (has_tuple(entry, sk, direct) && is_accounted(&owner, entry, sk)) {
 		if (cong_has_stays && !is_missed)
@@ -216,7 +211,7 @@ static __always_inline int sets(void *ctx, struct sock *sk, __u8 state, const bo
 {
 	struct entry *entry = find(sk);
 
-	return entry ? set_state(ctx, sk, entry, read_state(sk), state, direct) : 0;
+	return entry ? set_state(ctx, sk, entry, ca_state_of(sk), state, direct) : 0;
 }
 
 SEC("tp_btf/tcp_cong_state_set")
@@ -241,7 +236,7 @@ static __always_inline int may_have_set(void *ctx, struct sock *sk, const bool d
 
 	if (!entry)
 		return 0;
-	return set_state(ctx, sk, entry, entry->part.kept.stay & STAY_STATE, read_state(sk),
+	return set_state(ctx, sk, entry, entry->part.kept.stay & STAY_STATE, ca_state_of(sk),
 			 direct);
 }
 

@@ -5,17 +5,7 @@
 
 #include "lib/event.h"
 
-/* include/uapi/linux/tcp.h */
-enum tcp_ca_state {
-	TCP_CA_Open,
-	TCP_CA_Disorder,
-	TCP_CA_CWR,
-	TCP_CA_Recovery,
-	TCP_CA_Loss,
-	TCP_CA_STATES,
-};
-
-/* One change of the congestion state. */
+/* One change of the congestion state, an enum tcp_ca_state. */
 struct cong_event {
 	EVENT_HEAD;
 	__u8 oldstate;

@@ -71,18 +71,13 @@ static __always_inline bool read_wanted(struct owner *owner, struct conn *conn, 
 	return owner->wanted && common_conn(conn, sk, direct) && want_conn(conn);
 }
 
-static __always_inline __u8 ca_state(struct tcp_sock *tp)
-{
-	return BPF_CORE_READ_BITFIELD_PROBED(tp, inet_conn.icsk_ca_state);
-}
-
 /* How its sender is, a full socket. */
 static __always_inline void read_sender(struct retrans_event *event, struct sock *sk)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
 
 	event->state = sk_read(sk, __sk_common.skc_state, BY_HELPER);
-	event->ca_state = ca_state(tp);
+	event->ca_state = ca_state_of(sk);
 	event->timeouts = BPF_CORE_READ(tp, inet_conn.icsk_retransmits);
 	event->cwnd = BPF_CORE_READ(tp, snd_cwnd);
 	event->ssthresh = BPF_CORE_READ(tp, snd_ssthresh);
@@ -91,23 +86,24 @@ static __always_inline void read_sender(struct retrans_event *event, struct sock
 }
 
 #define ICSK_TIME_LOSS_PROBE 5 /* include/net/inet_connection_sock.h */
-#define TCP_CA_RECOVERY 3
 
 /*
  * The timer of a socket says what it is for until the work is done. When an acknowledgement tells of
  * losses it may still be the probe's; but then the socket is in recovery when it sends again.
  */
-static __always_inline bool is_probing(struct tcp_sock *tp)
+static __always_inline bool is_probing(struct sock *sk)
 {
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+
 	return BPF_CORE_READ(tp, inet_conn.icsk_pending) == ICSK_TIME_LOSS_PROBE &&
-	       ca_state(tp) < TCP_CA_RECOVERY;
+	       ca_state_of(sk) < TCP_CA_Recovery;
 }
 
 static __always_inline enum retrans_kind kind_of(struct sock *sk, __u8 flags)
 {
 	if (flags & TCPHDR_SYN)
 		return flags & TCPHDR_ACK ? KIND_SYNACK : KIND_SYN;
-	return is_probing((struct tcp_sock *)sk) ? KIND_TLP : KIND_RETRANSMIT;
+	return is_probing(sk) ? KIND_TLP : KIND_RETRANSMIT;
 }
 
 /* A queue of the device that is full tells so by a positive number (NET_XMIT_DROP). */

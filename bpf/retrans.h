@@ -20,7 +20,7 @@ struct retrans_event {
 	EVENT_HEAD;
 	__u8 kind; /* enum retrans_kind */
 	__u8 state;
-	__u8 ca_state; /* enum tcp_ca_state of include/uapi/linux/tcp.h */
+	__u8 ca_state; /* enum tcp_ca_state */
 	__u8 timeouts; /* in a row, with this one; 0: it is not for a timeout */
 	__u16 result;  /* 0, or the errno with which it failed */
 	__u32 seq;

@@ -429,6 +429,15 @@ enum { /* include/net/tcp_states.h */
        TCP_NEW_SYN_RECV,
 };
 
+/* include/uapi/linux/tcp.h */
+enum tcp_ca_state {
+	TCP_CA_Open,
+	TCP_CA_Disorder,
+	TCP_CA_CWR,
+	TCP_CA_Recovery,
+	TCP_CA_Loss,
+};
+
 #define TCPHDR_FIN 0x01 /* include/net/tcp.h */
 #define TCPHDR_SYN 0x02
 #define TCPHDR_RST 0x04

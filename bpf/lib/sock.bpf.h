@@ -127,6 +127,14 @@ static __always_inline struct socket *socket_of(struct sock *sk)
 	return BPF_CORE_READ(sk, sk_socket);
 }
 
+/* enum tcp_ca_state; of a full socket. */
+static __always_inline __u8 ca_state_of(struct sock *sk)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+
+	return BPF_CORE_READ_BITFIELD_PROBED(tp, inet_conn.icsk_ca_state);
+}
+
 /*
  * The tuple of sk without its namespace, which takes two helper calls; false when sk speaks neither
  * IPv4 nor IPv6. A v4-mapped peer is IPv4. A closing socket may have given its port back already

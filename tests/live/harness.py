@@ -453,6 +453,16 @@ def every(nth: int) -> str:
 
 
 @contextlib.contextmanager
+def full_queue(end: Namespace) -> Iterator[None]:
+    """What would leave by its end of the link finds no room: TCP is told at once."""
+    sh(f"tc -n {end.name} qdisc replace dev ve0 root bfifo limit 1")
+    try:
+        yield
+    finally:
+        sh(f"tc -n {end.name} qdisc del dev ve0 root")
+
+
+@contextlib.contextmanager
 def netem(end: Namespace, what: str) -> Iterator[bool]:
     """What leaves by its end of the link is delayed or lost (tc-netem(8)). False: nothing is, on a
     kernel without netem; those of the machines have it."""
@@ -598,12 +608,17 @@ def connect_without_a_port(host: str, port: int) -> None:
         connect(host, port).close()
 
 
-@contextlib.contextmanager
-def local_ports(ports: str) -> Iterator[None]:
+def local_ports(ports: str) -> contextlib.AbstractContextManager[None]:
     """Only these ports for connects from the namespace that the thread is in."""
-    path = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    return sysctl("ip_local_port_range", ports)
+
+
+@contextlib.contextmanager
+def sysctl(name: str, value: str) -> Iterator[None]:
+    """A setting of IPv4 and TCP (ip-sysctl.rst) for the namespace that the thread is in."""
+    path = Path("/proc/sys/net/ipv4", name)
     before = path.read_text()
-    path.write_text(ports)
+    path.write_text(value)
     try:
         yield
     finally:

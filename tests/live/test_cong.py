@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import os
+import signal
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +45,8 @@ def total(row: Event) -> int:
     return sum(int(row[f"{name}_ns"]) for name in STATES)
 
 
-class Lost(NamedTuple):
-    """CLOCK_MONOTONIC around the change to the state loss, and around the one from it."""
+class Stay(NamedTuple):
+    """CLOCK_MONOTONIC around the change to a state, and around the one from it."""
 
     before: int
     since: int
@@ -50,29 +54,44 @@ class Lost(NamedTuple):
     after: int
 
 
-def watched(of: socket.socket, wanted: str) -> tuple[int, int]:
-    """When it was last seen in another state, and when it was first seen in this one."""
-    before = time.monotonic_ns()
+def watched(of: socket.socket, wanted: str, before: int = 0) -> tuple[int, int]:
+    """When it was last seen in another state, and when it was first seen in this one. before: it
+    was in another state then."""
     deadline = time.monotonic() + harness.PATIENCE
-    while state(of) != wanted:
-        before = time.monotonic_ns()
+    while True:
+        now = time.monotonic_ns()
+        if state(of) == wanted:
+            return before, time.monotonic_ns()
+        before = now
         assert time.monotonic() < deadline, f"still {state(of)}"
         time.sleep(0.001)
-    return before, time.monotonic_ns()
 
 
-def lose(client: socket.socket, accepted: socket.socket, until: Tracer | None = None) -> Lost:
-    """All that is sent, for a while; the thread is where it would come in. until: its reports say
-    that nothing changed for an interval."""
-    with harness.lossy(""):
+def suffer(
+    client: socket.socket,
+    accepted: socket.socket,
+    trouble: contextlib.AbstractContextManager[object],
+    wanted: str,
+    until: Tracer | None = None,
+) -> Stay:
+    """Trouble that leads to a state; what is sent behind it leads back. until: its reports say that
+    nothing changed for an interval."""
+    with trouble:
+        begin = time.monotonic_ns()
         client.sendall(bytes(500))
-        before, since = watched(client, "loss")
+        before, since = watched(client, wanted, begin)
         if until:
-            until.wait_for(lambda row: row["loss_ns"] > 0 and not row["changes"])
+            until.wait_for(lambda row: row[f"{wanted}_ns"] > 0 and not row["changes"])
         last = time.monotonic_ns()
-    assert len(accepted.recv(500, socket.MSG_WAITALL)) == 500
+    client.sendall(bytes(500))
+    assert len(accepted.recv(1000, socket.MSG_WAITALL)) == 1000
     _, after = watched(client, "open")
-    return Lost(before, since, last, after)
+    return Stay(before, since, last, after)
+
+
+def lose(client: socket.socket, accepted: socket.socket, until: Tracer | None = None) -> Stay:
+    """All that is sent, for a while; the thread is where it would come in."""
+    return suffer(client, accepted, harness.lossy(""), "loss", until)
 
 
 @contextlib.contextmanager
@@ -99,19 +118,14 @@ def rows(running: Tracer) -> list[Event]:
     return found
 
 
-@pytest.fixture(params=("tp_btf", "raw_tp", "fentry", "kprobe"))
-def way(request: pytest.FixtureRequest) -> str:
-    """The tracepoint where the kernel has it; else the functions, which nobody needs elsewhere."""
-    name: str = request.param
-    if name.endswith(("btf", "tp")) != HAS_TRACEPOINT:
-        pytest.skip(f"{name} is not for this kernel")
-    return name
+# The tracepoint where the kernel has it; else the functions, which nobody needs elsewhere.
+BEST_WAY, OTHER_WAY = ("tp_btf", "raw_tp") if HAS_TRACEPOINT else ("fentry", "kprobe")
 
 
 @pytest.mark.each_variant
-def test_each_interval_has_its_share_of_the_life(way: str, net: Net) -> None:
+def test_each_interval_has_its_share_of_the_life(net: Net) -> None:
     """Also of a state that spans intervals, of the time before it, and of the state at the end."""
-    with looking(net[0], "--all", "-i", "0.1", "--attach", way) as running:
+    with looking(net[0], "--all", "-i", "0.1", "--attach", BEST_WAY) as running:
         begin = time.monotonic_ns()
         with connection(net) as (client, accepted):
             connected = time.monotonic_ns()
@@ -130,7 +144,8 @@ def test_each_interval_has_its_share_of_the_life(way: str, net: Net) -> None:
 @pytest.mark.each_variant
 def test_each_change(net: Net) -> None:
     """What TCP_INFO sees between them, and what the changes made of the window."""
-    with looking(net[0], "--events") as running, connection(net) as (client, end):
+    arguments = ("--events", "--attach", OTHER_WAY)
+    with looking(net[0], *arguments) as running, connection(net) as (client, end):
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
         port = client.getsockname()[1]
         lost = lose(client, end)
@@ -164,8 +179,57 @@ def test_a_hole_is_recovered_from(net: Net) -> None:
         running.wait_for(lambda event: event["newstate"] == "open" and "loss" in seen)
         found = iter(["open", *(x["newstate"] for x in running.events())])
     assert "recovery" in seen
-    changes = [one for one, before in zip(seen[1:], seen, strict=False) if one != before]
-    assert all(one in found for one in changes)  # in this order
+    assert all(one in found for one, _ in itertools.groupby(seen))  # in this order
+
+
+@pytest.mark.any_kernel
+def test_a_row_has_the_states_of_all_changes(net: Net) -> None:
+    with (
+        looking(net[0]) as counting,
+        looking(net[0], "--events") as running,
+        connection(net) as (client, accepted),
+    ):
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+        def are_seen() -> bool:
+            client.sendall(bytes(30_000))
+            assert len(accepted.recv(30_000, socket.MSG_WAITALL)) == 30_000
+            return {"disorder", "recovery"} <= {x["newstate"] for x in running.records()}
+
+        with harness.lossy(harness.every(10)):
+            harness.until(are_seen)
+        changes = running.events()
+        (row,) = rows(counting)
+    assert row["changes"] == len(changes)
+    states = {"open", *(x["newstate"] for x in changes)}
+    assert {name for name in STATES if row[f"{name}_ns"]} == states
+
+
+def test_a_queue_that_is_full(net: Net) -> None:
+    with looking(net[0]) as running, connection(net) as (client, accepted):
+        stay = suffer(client, accepted, harness.full_queue(net[0]), "cwr")
+        (row,) = rows(running)
+    assert stay.until - stay.since < row["cwr_ns"] < stay.after - stay.before
+    assert (row["changes"], total(row)) == (2, row["open_ns"] + row["cwr_ns"])
+
+
+def test_a_mark_of_congestion(net: Net) -> None:
+    """Of a router that would rather not drop the packet: RFC 3168."""
+    here, _ = net
+    with (
+        looking(here, "--events") as running,
+        here.entered(),
+        harness.sysctl("tcp_ecn", "1"),
+        connection(net) as (client, accepted),
+    ):
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+        marks = harness.firewall(harness.DATA, "ip ecn set ce")
+        stay = suffer(client, accepted, marks, "cwr")
+        enters, leaves = running.events()
+    assert (enters["newstate"], leaves["oldstate"], leaves["newstate"]) == ("cwr", "cwr", "open")
+    assert stay.before < enters["ts_ns"] < stay.since
+    assert stay.until < leaves["ts_ns"] < stay.after
+    assert (enters["ssthresh"], leaves["cwnd"]) == (5, 5)  # half of 10
 
 
 @contextlib.contextmanager
@@ -218,6 +282,78 @@ def test_how_long_states_last(net: Net) -> None:
     assert sum(x["sum"] for x in found.values()) * 1000 > end - begin - 1000 * len(found) * 10
 
 
+@contextlib.contextmanager
+def stopped(running: Tracer) -> Iterator[None]:
+    """It does nothing meanwhile."""
+    running.send(signal.SIGSTOP)
+    harness.until(lambda: Path(f"/proc/{running.pid}/stat").read_text().split()[2] == "T")
+    try:
+        yield
+    finally:
+        running.send(signal.SIGCONT)
+
+
+def change_stay(running: Tracer, port: int, by: int) -> None:
+    """In the entry of a connection: the state that lasts, and above STAY_BITS since when."""
+    mine = running.objects()
+    maps = json.loads(harness.sh("bpftool -j map show"))
+    (number,) = [m["id"] for m in maps if m.get("name") == "sockets" and ("map", m["id"]) in mine]
+    with stopped(running):
+        entries = json.loads(harness.sh(f"bpftool -j map dump id {number}"))
+        (entry,) = [x for x in entries if x["formatted"]["value"]["conn"]["lport"] == port]
+        stay = entry["formatted"]["value"]["part"]["kept"]["stay"]
+        value = bytes(int(x, 16) for x in entry["value"])
+        value = value.replace(struct.pack("=Q", stay), struct.pack("=Q", stay + by))
+        update = f"bpftool map update id {number} key hex {' '.join(entry['key'])}"
+        harness.sh(f"{update} value hex {value.hex(' ')}")
+
+
+STAY_BITS = 4  # bpf/cong.bpf.c
+
+
+@pytest.mark.any_kernel
+def test_a_report_in_the_middle_of_a_change(net: Net) -> None:
+    """As another CPU may see it, half of it written: the connection is left out, and its time comes
+    with the next report."""
+    with looking(net[0], "--all", "-i", "0.1") as running, connection(net) as (idle, _):
+        begin = time.monotonic_ns()
+        with connection(net) as (client, _):
+            connected = time.monotonic_ns()
+            ours, other = (end.getsockname()[1] for end in (client, idle))
+            running.wait_for(lambda row: row["lport"] == ours)
+
+            def reports() -> int:
+                return [row["lport"] for row in running.records()].count(other)
+
+            change_stay(running, ours, 10**9 << STAY_BITS)
+            told = reports()
+            harness.until(lambda: reports() > told + 2)
+            change_stay(running, ours, -(10**9 << STAY_BITS))
+            closing = time.monotonic_ns()
+            harness.reset(client)
+            closed = time.monotonic_ns()
+        found = [row for row in rows(running) if row["lport"] == ours]
+    assert closing - connected < sum(map(total, found)) < closed - begin
+
+
+@pytest.mark.any_kernel
+def test_a_change_that_was_missed(net: Net) -> None:
+    """As if the kernel had skipped the program when the state became open."""
+    with (
+        looking(net[0]) as counting,
+        looking(net[0], "--events") as running,
+        connection(net) as (client, accepted),
+    ):
+        for each in (counting, running):
+            change_stay(each, client.getsockname()[1], STATES.index("loss"))
+        suffer(client, accepted, harness.full_queue(net[0]), "cwr")
+        first, second = running.events()
+        (row,) = rows(counting)
+    assert (first["oldstate"], first["newstate"], first["duration_ns"]) == ("open", "cwr", None)
+    assert second["duration_ns"] == second["ts_ns"] - first["ts_ns"]
+    assert row["changes"] == 3 and row["loss_ns"] > 0
+
+
 def test_a_syn_that_is_lost(net: Net) -> None:
     """The state changes before there is a connection."""
     here, there = net
@@ -232,6 +368,7 @@ def test_a_syn_that_is_lost(net: Net) -> None:
     assert (found[0]["oldstate"], found[0]["newstate"]) == ("open", "loss")
 
 
+@pytest.mark.any_kernel
 def test_connections_without_trouble_are_left_out(net: Net) -> None:
     for arguments, number in (((), 0), (("--all",), 2)):
         with looking(net[0], *arguments) as running, connection(net), connection(net):
@@ -239,6 +376,7 @@ def test_connections_without_trouble_are_left_out(net: Net) -> None:
         assert [total(row) == row["open_ns"] > 0 for row in found] == [True] * number
 
 
+@pytest.mark.any_kernel
 def test_the_same_ports_twice(net: Net) -> None:
     here, there = net
     with looking(here, "--all") as running, there.entered():

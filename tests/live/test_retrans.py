@@ -20,6 +20,7 @@ from tests.live.harness import Event, Namespace, Net, Tracer, tracer
 
 # include/uapi/asm-generic/socket.h, linux/in.h, linux/in6.h
 SO_MEMINFO, IP_MINTTL, IPV6_MINHOPCOUNT = 55, 21, 73
+TCP_THIN_LINEAR_TIMEOUTS = 16  # linux/tcp.h
 BTF_KIND_STRUCT = 4  # linux/btf.h
 PROBES = "loss probes with new data"
 
@@ -91,7 +92,6 @@ def sees_all_probes(running: Tracer) -> bool:
     return running.ways[PROBES] != "no way"
 
 
-@pytest.mark.each_variant
 @pytest.mark.parametrize("way", ["tp_btf", "raw_tp"])
 def test_a_probe_and_then_a_timeout(way: str) -> None:
     """What is lost twice: the probe sends it again first, then the timer does."""
@@ -203,45 +203,80 @@ def no_route(end: Namespace) -> Iterator[None]:
         harness.sh(f"ip -n {end.name} route add {route} src {end.address}")
 
 
-def sent_again() -> int:
-    return harness.kernel_counters()["TcpRetransSegs"]
+def failed() -> int:
+    return harness.kernel_counters()["TcpExtTCPRetransFail"]
 
 
-def backoff(sender: socket.socket) -> int:
-    """How often a timeout has doubled the next one: tcpi_backoff, linux/tcp.h."""
-    return sender.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)[4]
+FAILURES = {"ENOBUFS", "EPERM", "EHOSTUNREACH"}
+TO_ANYBODY = "meta l4proto tcp", "drop", "output"
+
+
+def timeouts(sender: socket.socket) -> int:
+    """In a row: tcpi_retransmits, linux/tcp.h."""
+    return sender.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)[2]
 
 
 @pytest.mark.each_variant
-@pytest.mark.parametrize("way", ["tp_btf", "raw_tp"])
-def test_attempts_that_fail_are_told_apart(way: str, net: Net) -> None:
-    """Where the kernel tells of them; elsewhere they are no rows, and never retransmits."""
+def test_attempts_that_fail_are_told_apart(net: Net) -> None:
+    """Where the kernel tells of them; elsewhere they are no rows, and never retransmits. The kernel
+    counts those that fail on their way out as sent again, and once more as failed."""
     here, there = net
     with there.entered(), harness.listener(there.address) as server, here.entered():
-        arguments = ("--json", "--attach", way, "--raddr", there.address)
+        arguments = ("--json", "--raddr", there.address, "--attach")
         client = harness.connect(*server.getsockname())
         with (
             client,
             server.accept()[0] as accepted,
-            tracer("retrans", *arguments) as running,
-            tracer("retrans", "-c", *arguments) as counting,
+            tracer("retrans", *arguments, "tp_btf") as running,
+            tracer("retrans", "-c", *arguments, "raw_tp") as counting,
         ):
-            before = sent_again()
-            with deaf(accepted):
-                client.sendall(b"x")
-                harness.until(lambda: dropped(accepted))
-                with no_route(here):
-                    sent, doubled = sent_again(), backoff(client)
-                    harness.until(lambda: backoff(client) > doubled)
-                    assert sent_again() == sent
-            assert accepted.recv(1) == b"x"
-            sent = sent_again() - before
+            # So that the next attempt comes soon: a few timeouts do not grow (tcp-thin.rst).
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+            client.setsockopt(socket.IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, 1)
+            before = Counter(harness.kernel_counters())
+            for obstacle, count, times in (
+                (harness.full_queue(here), failed, 1),
+                (harness.firewall(*TO_ANYBODY), failed, 1),
+                # It counts a timeout and sends then, so that the second one tells of the first.
+                (no_route(here), lambda: timeouts(client), 2),
+            ):
+                lost = dropped(accepted)
+                with deaf(accepted):
+                    client.sendall(b"x")
+                    harness.until(lambda: dropped(accepted) > lost)  # noqa: B023
+                    with obstacle:
+                        wanted = count() + times
+                        harness.until(lambda: count() >= wanted)  # noqa: B023
+                assert accepted.recv(1) == b"x"
+            kernels = Counter(harness.kernel_counters())
+            kernels.subtract(before)
             rows = of(running.events(), client)
             (counted,) = of(counting.events("flow"), client)
     results = Counter(e["result"] for e in rows)
+    sent = kernels["TcpRetransSegs"] - kernels["TcpExtTCPRetransFail"]
     assert results["ok"] == counted["retransmits"] == counted["segs"] == sent > 0
-    assert results.keys() == ({"ok", "EHOSTUNREACH"} if tells_failures() else {"ok"})
-    assert counted["failed"] == results["EHOSTUNREACH"]
+    probes = [e for e in rows if (e["kind"], e["result"]) == ("tlp", "ok")]
+    assert kernels["TcpExtTCPLossProbes"] == counted["probes"] == len(probes)
+    assert results.keys() - {"ok"} == (FAILURES if tells_failures() else set())
+    if tells_failures():
+        assert kernels["TcpExtTCPRetransFail"] == results["ENOBUFS"] + results["EPERM"]
+    assert counted["failed"] == len(rows) - results["ok"]
+
+
+@pytest.mark.any_kernel  # that tells failures, as this host does
+def test_a_syn_that_fails(net: Net) -> None:
+    if not tells_failures():
+        pytest.skip("this kernel does not tell failures")
+    here = net[0]
+    with (
+        here.entered(),
+        tracer("retrans", "--json", "--raddr", here.nobody) as running,
+        harness.firewall(*TO_ANYBODY),
+        harness.start_hanging(here.nobody, 1001) as client,
+    ):
+        lport = client.getsockname()[1]
+        found = running.wait_for(lambda e: e["lport"] == lport)
+    assert (found["kind"], found["result"], found["pid"]) == ("syn", "EPERM", os.getpid())
 
 
 def test_counts_by_flow(attach: str) -> None:
@@ -258,6 +293,7 @@ def test_counts_by_flow(attach: str) -> None:
     assert rows[ports[0]]["rport"] == ports[1] and rows[ports[0]]["raddr"] == "127.0.0.1"
 
 
+@pytest.mark.any_kernel
 def test_counts_follow_no_sockets_unless_a_filter_asks_for_owners() -> None:
     with tracer("retrans", "-c", "--json") as running, harness.pair() as (one, other):
         lose(one, other)
@@ -310,7 +346,7 @@ def open_sockets(end: Namespace) -> list[str]:
 
 def lost_segments(end: Namespace) -> int:
     with end.entered():
-        return sent_again()
+        return harness.kernel_counters()["TcpRetransSegs"]
 
 
 def all_talk(here: Namespace, there: Namespace) -> None:

@@ -97,8 +97,10 @@ def test_escapes(raw: bytes, text: str) -> None:
 
 def test_states_have_the_kernels_names() -> None:
     source = (ROOT / "bpf/vmlinux.h").read_text()
-    names = re.findall(r"^\s*TCP_([A-Z_0-9]+)(?: = 1)?,$", source, re.MULTILINE)
+    names = re.findall(r"^\s*TCP_(?!CA_)([A-Z_0-9]+)(?: = 1)?,$", source, re.MULTILINE)
     assert [net.state_name(i) for i in range(15)] == ["UNKNOWN", *names, "13", "14"]
+    ca_names = re.findall(r"^\s*TCP_CA_(\w+),$", source, re.MULTILINE)
+    assert [name.lower() for name in ca_names] == list(net.CA_STATES)
 
 
 @given(st.binary(min_size=16, max_size=16))

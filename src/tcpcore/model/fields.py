@@ -21,6 +21,7 @@ UNKNOWN_NS = (1 << 64) - 1
 UNKNOWN_US = (1 << 32) - 1
 NO_USER = (1 << 32) - 1  # bpf/lib/owner.bpf.h
 UNKNOWN_SEQ = (1 << 64) - 1
+INFINITE_SSTHRESH = 0x7FFFFFFF  # TCP_INFINITE_SSTHRESH, include/net/tcp.h
 
 
 class Cache(dict[Any, Any]):
@@ -126,6 +127,10 @@ SeqNumber = Annotated[
     int | None, Kind("Q", lambda raw: None if raw == UNKNOWN_SEQ else raw, few=False)
 ]
 """Of TCP: RFC 9293, 3.4."""
+Ssthresh = Annotated[
+    int | None, Kind("I", lambda raw: raw if 0 < raw < INFINITE_SSTHRESH else None)
+]
+"""Of congestion control, in segments: RFC 5681, 3.1. None: nothing has set it."""
 Role = Annotated[str | None, Kind("B", (None, "active", "passive").__getitem__)]
 """Which side of the connection this is; RFC 9293, 3.9.1, OPEN."""
 Reason = Annotated[

@@ -25,6 +25,9 @@ STATES = (
     "NEW_SYN_RECV",
 )
 
+# Of congestion control: enum tcp_ca_state, include/uapi/linux/tcp.h.
+CA_STATES = ("open", "disorder", "cwr", "recovery", "loss")
+
 V4MAPPED = bytes(10) + b"\xff\xff"
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 from tcpcore.errors import OptionError
 from tcpcore.loader import Slot, Way
 from tcpcore.model import columns as col
-from tcpcore.model import fields
+from tcpcore.model import fields, net
 from tcpcore.model.counted import Counted, Measured
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.option import Argument, Option
@@ -20,12 +20,8 @@ from tcpcore.model.tool import Column, Histograms, Kind, Lines, Stream, Table, T
 from tcpcore.request.values import number, seconds
 from tcpcore.value import Value
 
-_STATES = ("open", "disorder", "cwr", "recovery", "loss")  # enum tcp_ca_state
-_INFINITE = 0x7FFFFFFF  # TCP_INFINITE_SSTHRESH, include/net/tcp.h
-
-State = Annotated[str, fields.Kind("B", _STATES.__getitem__)]
+State = Annotated[str, fields.Kind("B", net.CA_STATES.__getitem__)]
 Algorithm = fields.Comm
-Ssthresh = Annotated[int | None, fields.Kind("I", lambda raw: None if raw >= _INFINITE else raw)]
 
 
 class Event(ConnectionEvent):
@@ -40,7 +36,7 @@ class Event(ConnectionEvent):
     algorithm: Algorithm
     duration_ns: fields.Duration
     cwnd: fields.U32
-    ssthresh: Ssthresh
+    ssthresh: fields.Ssthresh
 
 
 class Key(Value):
@@ -73,7 +69,7 @@ class Connection(Key):
 class Stays(Value):
     """What has a histogram of its own. Mirror of struct cong_stay."""
 
-    state: Annotated[str, fields.Kind("Q", (fields.OTHER, *_STATES).__getitem__)]
+    state: Annotated[str, fields.Kind("Q", (fields.OTHER, *net.CA_STATES).__getitem__)]
 
 
 # As tcpcong orders them.

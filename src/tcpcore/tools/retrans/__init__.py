@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from tcpcore.loader import Slot, Way
-from tcpcore.model import clock, fields
+from tcpcore.model import clock, fields, net
 from tcpcore.model import columns as col
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.option import Option
@@ -18,18 +18,11 @@ from tcpcore.model.tool import Column, Lines, Rodata, Stream, Tool
 
 # Each kind, in the order of enum retrans_kind, and its letter: R and L as in tcpretrans.
 _LETTERS = {"retransmit": "R", "syn": "S", "synack": "A", "tlp": "L", "tlp_new": "L"}
-# enum tcp_ca_state, include/uapi/linux/tcp.h
-_CA_STATES = dict(enumerate(("open", "disorder", "cwr", "recovery", "loss")))
-# TCP_INFINITE_SSTHRESH, include/net/tcp.h; 0: there is none yet
-_NO_SSTHRESH = (0, 0x7FFFFFFF)
 
 Retransmission = Annotated[str, fields.Kind("B", tuple(_LETTERS).__getitem__)]
-CaState = Annotated[str | None, fields.Kind("B", _CA_STATES.get)]
+CaState = Annotated[str | None, fields.Kind("B", dict(enumerate(net.CA_STATES)).get)]
 Timeouts = Annotated[int, fields.Kind("B", int)]
 Window = Annotated[int | None, fields.Kind("I", lambda raw: raw or None)]
-Threshold = Annotated[
-    int | None, fields.Kind("I", lambda raw: None if raw in _NO_SSTHRESH else raw)
-]
 Micros = Annotated[int | None, fields.Kind("I", lambda raw: raw or None, few=False)]
 
 
@@ -49,7 +42,7 @@ class Event(ConnectionEvent):
     seq: fields.U32
     segs: fields.U32
     cwnd: Window
-    ssthresh: Threshold
+    ssthresh: fields.Ssthresh
     srtt_us: fields.Srtt
     rto_us: Micros
 
