@@ -221,9 +221,9 @@ static __always_inline void seed_owner(struct sock *sk, struct task_struct *task
 	if (known && known->owner.wanted)
 		return;
 	other_owner(&new.owner, sk, task);
-	if (known)
-		known->owner.wanted = new.owner.wanted;
-	else if (bpf_map_update_elem(&sockets, &key, &new, BPF_NOEXIST) == -E2BIG)
+	if (known && new.owner.wanted) /* another CPU may have set it meanwhile */
+		known->owner.wanted = true;
+	else if (!known && bpf_map_update_elem(&sockets, &key, &new, BPF_NOEXIST) == -E2BIG)
 		lose_socket();
 }
 
