@@ -337,6 +337,7 @@ def test_a_report_in_the_middle_of_a_change(net: Net) -> None:
 
 
 @pytest.mark.any_kernel
+@pytest.mark.skipif(not HAS_TRACEPOINT, reason="only the tracepoint tells the state before")
 def test_a_change_that_was_missed(net: Net) -> None:
     """As if the kernel had skipped the program when the state became open."""
     with (
