@@ -14,7 +14,7 @@ _ENUM, _PREFIX = "skb_drop_reason", "SKB_DROP_REASON_"
 _SHIFT = 16  # SKB_DROP_REASON_SUBSYS_SHIFT, include/net/dropreason.h
 # Those of subsystems: mac80211_drop_reason, ovs_drop_reason, qdisc_drop_reason. What begins with an
 # underscore has the same reasons by other names.
-_OF_SUBSYSTEM = re.compile(r"[a-z]\w*_drop_reason")
+_OF_SUBSYSTEM = re.compile(r"(?!skb_)[a-z]\w*_drop_reason")
 
 
 class DropReasons:
