@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import host, tools, tracer
-from bench.storm import Storm
+from bench.flood import PACKETS, Flood
+from bench.flood import build as build_flood
+from bench.storm import ADDRESS, Storm
 from bench.table import Cell, Group, Row, Target
 from bench.terminal import Life, live
 from bench.tools import Tool
@@ -22,6 +24,7 @@ from bench.traffic import LOSS, SECONDS, build, can_lose
 
 STARTS = 10
 FILTERED, FILTERED_KEPT = "states", 0.95
+FLOODED = ((), ("-c",), ("--rate", "100"))  # options of drop
 TRAFFIC = ("bulk", "requests")
 WALKING = ("top", "subnet", "rtt --weight connection")
 SOCKETS = (100, 1_000, 10_000, 25_000)  # connections: each has two sockets here
@@ -167,6 +170,49 @@ def traffic(setting: Setting) -> Group:
             for tool, shares in kept.items()
         },
     )
+
+
+def flood(setting: Setting) -> Group:
+    """Packets per second that the kernel drops, and what drop makes of them: shown, counted, told
+    as lost, or missing."""
+    load = build_flood(setting.folder)
+    rates: list[float] = []
+    rows: dict[str, Row] = {"untraced": {"packets/s": Cell(rates, spread=True)}}
+    chosen = [tool for tool in setting.tools if tool.name == "drop"]
+    runs: dict[tuple[Tool, tuple[str, ...]], list[tuple[float, ...]]]
+    runs = {(tool, options): [] for tool in chosen for options in FLOODED}
+    for _ in range(setting.rounds):
+        rates.append(load.run())
+        for (tool, options), outcomes in runs.items():
+            outcomes.append(_flooded(setting, tool, options, load))
+    for (tool, options), outcomes in runs.items():
+        rate, shown, counted, lost = zip(*outcomes, strict=True)
+        missing = [PACKETS - sum(each[1:]) for each in outcomes]
+        rows[" ".join((tool.name, *options))] = {
+            "packets/s": Cell(rate, spread=True),
+            "shown": Cell(shown),
+            "counted": Cell(counted),
+            "lost": Cell(lost),
+            "missing": Cell(missing, 0, Target(0, 0), _furthest(0)),
+        }
+    return Group(f"Flood of {PACKETS:,} dropped packets", rows)
+
+
+def _flooded(
+    setting: Setting, tool: Tool, options: Sequence[str], load: Flood
+) -> tuple[float, int, int, int]:
+    """One flood: its rate, the packets shown, those counted, those told as lost."""
+    command = tool.command("--json", "--laddr", ADDRESS, *options)
+    with tracer.at_work(command, setting.folder):
+        rate = load.run()
+    shown = counted = lost = 0
+    with (setting.folder / "output").open() as file:
+        for record in map(json.loads, file):
+            shown += record["type"] == "event"
+            counted += record.get("drops", 0)
+            if record["type"] == "lost":  # so far
+                lost = sum(number for number in record.values() if isinstance(number, int))
+    return rate, shown, counted, lost
 
 
 def sockets(setting: Setting) -> Group:
@@ -323,6 +369,7 @@ ALL: dict[str, Callable[[Setting], Group]] = {
     "reader": reader,
     "filters": filters,
     "traffic": traffic,
+    "flood": flood,
     "sockets": sockets,
     "looks": looks,
     "loss": loss,

@@ -101,6 +101,7 @@ struct list_head {
 enum skb_drop_reason {
 	SKB_NOT_DROPPED_YET,
 	SKB_CONSUMED,
+	SKB_DROP_REASON_TCP_FLAGS,
 };
 
 struct sk_buff {
@@ -108,6 +109,7 @@ struct sk_buff {
 	struct net_device *dev;
 	struct sock *sk;
 	unsigned int len;
+	unsigned long _skb_refdst;
 	int skb_iif;
 	__be16 protocol;
 	__u16 transport_header;
@@ -116,6 +118,10 @@ struct sk_buff {
 	unsigned char *head;
 	unsigned char *data;
 	char cb[48]; /* of a TCP segment: struct tcp_skb_cb */
+};
+
+struct dst_entry {
+	struct net_device *dev;
 };
 
 struct in6_addr {

@@ -279,16 +279,30 @@ static __always_inline struct net *net_of_device(struct net_device *dev)
 }
 
 /*
- * The interface that a packet came in by or goes out by; NULL: none. In the queues of a socket the
- * field is part of a tree's node (the union around skb->dev): then it is no device, and has no
- * namespace whose loopback device is in that namespace.
+ * dev, or NULL where it is none. In the queues of a socket fields of a packet are part of a node (the
+ * unions around skb->dev and skb->_skb_refdst): what they lead to has no namespace whose loopback
+ * device is in that namespace.
  */
-static __always_inline struct net_device *device_of(struct sk_buff *skb)
+static __always_inline struct net_device *checked_device(struct net_device *dev)
 {
-	struct net_device *dev = BPF_CORE_READ(skb, dev);
 	struct net *net = dev ? net_of_device(dev) : NULL;
 
 	return net && net_of_device(BPF_CORE_READ(net, loopback_dev)) == net ? dev : NULL;
+}
+
+/* The interface that a packet came in by or goes out by; NULL: none. */
+static __always_inline struct net_device *device_of(struct sk_buff *skb)
+{
+	return checked_device(BPF_CORE_READ(skb, dev));
+}
+
+/* That of its route, which stays in its namespace; NULL: none, or not routed yet. */
+static __always_inline struct net_device *routed_device_of(struct sk_buff *skb)
+{
+	/* skb_dst(), include/linux/skbuff.h: the lowest bit is a flag. */
+	struct dst_entry *dst = (void *)(BPF_CORE_READ(skb, _skb_refdst) & ~1UL);
+
+	return checked_device(BPF_CORE_READ(dst, dev));
 }
 
 /* The network namespace of a device, NULL: 0, not known. */

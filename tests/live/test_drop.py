@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import socket
 import struct
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 
 from tcpcore.loader import Btf
+from tcpcore.model import drop_reasons
 from tests.facts import Facts
 from tests.live import harness
 from tests.live.harness import Event, Net, Tracer, tracer
@@ -50,7 +53,7 @@ class Segment:
     window: int = 1024
     spoilt: int = 0  # added to the checksum
 
-    def send(self) -> None:
+    def send(self, times: int = 1) -> None:
         ends = [socket.inet_aton(host) for host, _ in (self.source, self.dest)]
         ports = self.source[1], self.dest[1]
         parts = (*ports, self.seq, self.ack, self.doff << 4, self.flags, self.window)
@@ -60,7 +63,8 @@ class Segment:
         segment = struct.pack("!HHIIBBHHH", *parts, check, 0) + self.data
         header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 0, 0, 0, 64, socket.IPPROTO_TCP, 0, *ends)
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
-            raw.sendto(header + segment, (self.dest[0], 0))
+            for _ in range(times):
+                raw.sendto(header + segment, (self.dest[0], 0))
 
 
 def _sum(data: bytes) -> int:
@@ -236,13 +240,19 @@ KINDS: dict[Callable[[Traffic], Event], tuple[str, ...]] = {
 
 
 # What TCP itself drops, the tracepoint does not see there.
-BEFORE_REASONS = (no_socket, no_socket_ipv6, bad_checksum, netfilter, no_route_back, socket_filter)
+BEFORE_REASONS = {no_socket, no_socket_ipv6, bad_checksum, short_header, netfilter, no_route_back}
+BEFORE_REASONS |= {socket_filter, listen_overflow}
 
 
 def _reasons() -> dict[int, str]:
     """Those of this kernel; none before Linux 5.17."""
     found = Btf().enumerators("skb_drop_reason") or {}
     return {number: name.removeprefix("SKB_DROP_REASON_") for number, name in found.items()}
+
+
+def _tells_socket() -> bool:
+    """Of what is received: since Linux 6.11."""
+    return "struct sock *" in (Btf().types("btf_trace_kfree_skb") or ())
 
 
 def _wanted(names: tuple[str, ...]) -> str | None:
@@ -267,6 +277,65 @@ def test_each_kind_of_drop(net: Net) -> None:
     for e in found.values():
         same = [x for x in events if all(x[k] == e[k] for k in ("lport", "rport", "seq", "len"))]
         assert same == [e]
+    if not _tells_socket():  # nor has it a route any more
+        found.pop(full_receive_buffer, None)
+    assert {e["netns"] for e in found.values()} == {net[0].inode}
+
+
+@pytest.mark.each_variant
+def test_the_owner_of_a_connection(net: Net) -> None:
+    """Also where TCP does not look for the socket: the checksum is wrong. One connection is older
+    than the trace."""
+    mine = os.getpid()
+    with (
+        net[0].entered(),
+        harness.pair() as (older, _),
+        tracer("drop", "--json", "--pid", str(mine)) as running,
+        harness.pair() as (newer, _),
+    ):
+        made = Traffic(running, net)
+        _strays(9, 1)
+        found = [made.stray(forged(client, spoilt=1)) for client in (older, newer)]
+        events = running.events()
+    assert [(e["pid"], e["state"]) for e in found] == [(mine, "ESTABLISHED")] * 2
+    assert {e["pid"] for e in events} == {mine} and 9 not in {e["lport"] for e in events}
+
+
+def test_the_owner_of_what_is_sent(net: Net) -> None:
+    with (
+        net[0].entered(),
+        tracer("drop", "--json", "--owner") as running,
+        harness.firewall("tcp dport 9", "drop", hook="output"),
+        harness.start_connect("127.0.0.1", 9) as client,
+    ):
+        e = Traffic(running, net).seen(client.getsockname()[1], 9)
+    assert (e["pid"], e["state"], e["direction"]) == (os.getpid(), "SYN_SENT", "sent")
+
+
+def _followed(running: Tracer) -> set[str]:
+    """The sockets of its connections, as the kernel's addresses."""
+    shown = json.loads(harness.sh("bpftool -j map show"))
+    mine = [x["id"] for x in shown if ("map", x["id"]) in running.objects()]
+    (kept,) = (x["id"] for x in shown if x["id"] in mine and x["name"] == "connections")
+    rows = json.loads(harness.sh(f"bpftool -j map dump id {kept}"))
+    return {"".join(row["value"]) for row in rows}
+
+
+@pytest.mark.any_kernel
+def test_nothing_is_kept_of_a_socket_that_is_gone(net: Net) -> None:
+    """Of those older than the trace, too, and of those that are reset."""
+    where = ["--netns", str(net[0].inode)]
+    with net[0].entered(), contextlib.ExitStack() as older:
+        older.enter_context(harness.pair())
+        with tracer("drop", "--owner", *where) as running:
+            with harness.pair() as (client, _):
+                harness.until(lambda: len(_followed(running)) == 4)
+                sockets = _followed(running)
+                harness.reset(client)
+            older.close()
+            harness.until(lambda: not _followed(running))
+            kept = {key for name, key, _ in running.entries() if name == "sockets"}
+    assert not kept & sockets
 
 
 def _strays(port: int, count: int, flags: int = SYN, **more: Any) -> None:
@@ -274,12 +343,16 @@ def _strays(port: int, count: int, flags: int = SYN, **more: Any) -> None:
         Segment(("127.0.0.1", 41000 + n), ("127.0.0.1", port), flags, **more).send()
 
 
+def _flood(times: int, port: int = 9, **more: Any) -> None:
+    Segment(("127.0.0.1", 40001), ("127.0.0.1", port), SYN, **more).send(times)
+
+
 def test_counts_equal_what_was_dropped(net: Net) -> None:
-    """By reason and place; nothing is lost in a flood."""
+    """By reason and place."""
     with net[0].entered(), tracer("drop", "-c", "--json", "-L", "9") as running:
-        _strays(9, 500)
-        _strays(9, 300, spoilt=1)
-        _strays(10, 20)
+        _flood(500)
+        _flood(300, spoilt=1)
+        _flood(20, port=10)
         rows = running.events("flow")
     found = Counter[str | None]()
     for row in rows:
@@ -292,29 +365,43 @@ def test_counts_equal_what_was_dropped(net: Net) -> None:
     assert all(r["type"] == "flow" for r in running.records())
 
 
+@pytest.mark.any_kernel
+@pytest.mark.parametrize("options", [[], ["-c"], ["--rate", "100"]])
+def test_a_flood(net: Net, options: list[str]) -> None:
+    """Each packet is shown, counted, or told as lost. The kernel answers none of them."""
+    with net[0].entered(), tracer("drop", "--json", "-L", "9", *options) as running:
+        _flood(20_000, doff=4)
+        shown = running.events()
+        records = running.records()
+    counted = [r["drops"] for r in records if r["type"] == "flow"]
+    losses = [sum(n for n in r.values() if isinstance(n, int)) for r in records if "ring" in r]
+    assert len(shown) + sum(counted) + sum(losses[-1:]) == 20_000
+    assert bool(shown) == (options != ["-c"]) and bool(counted) == bool(options)
+
+
 def test_the_stack(net: Net) -> None:
     with net[0].entered(), tracer("drop", "--json", "--stack", "-L", "9") as running:
         _strays(9, 1)
         (e,) = running.events()
     innermost, *frames = e["stack"].split(";")
-    assert innermost.startswith(e["function"] + "+0x")
+    assert innermost == e["function"] and innermost.startswith("tcp_v4_rcv+0x")
     assert any(frame.startswith("ip_local_deliver") for frame in frames)
 
 
 @pytest.mark.any_kernel
-def test_the_stack_in_the_table(net: Net) -> None:
-    with net[0].entered(), tracer("drop", "--stack", "-L", "9") as running:
+def test_the_stack_and_the_owner_in_the_table(net: Net) -> None:
+    with net[0].entered(), tracer("drop", "--stack", "--owner", "-L", "9") as running:
         _strays(9, 2)
         assert running.stop() == 0
     header, *lines = running.out.lines
-    assert header.split()[-1] == "STACK"
-    rows = [n for n, line in enumerate(lines) if line.startswith("4")]
+    assert header.split()[:3] == ["PID", "COMM", "IP"] and header.split()[-1] == "STACK"
+    rows = [n for n, line in enumerate(lines) if line.split()[:3] == ["-", "-", "4"]]
     assert len(rows) == 2 and all(lines[n + 1].startswith("        tcp_v4_rcv+0x") for n in rows)
 
 
 def test_what_is_beyond_the_rate_is_counted(net: Net) -> None:
     with net[0].entered(), tracer("drop", "--rate", "5", "--json", "-L", "9") as running:
-        _strays(9, 200)
+        _flood(200)
         events = running.events()
         rows = [r for r in running.records() if r["type"] == "flow"]
     assert len(events) + sum(row["drops"] for row in rows) == 200
@@ -323,12 +410,22 @@ def test_what_is_beyond_the_rate_is_counted(net: Net) -> None:
     assert seconds and max(seconds.values()) <= 5 + (os.cpu_count() or 1)
 
 
-@pytest.mark.parametrize("options", [["--reason", "TCP_CSUM"], ["--reason", "3,TCP_CSUM"]])
-def test_the_filter_by_reason(net: Net, options: list[str]) -> None:
+@pytest.mark.each_variant
+def test_the_reasons_of_a_module() -> None:
+    subsystems = (Btf().enumerators("skb_drop_reason_subsys") or {}).items()
+    ours = [number for number, name in subsystems if name.endswith("OPENVSWITCH")]
+    loads = subprocess.run(["modprobe", "-q", "openvswitch"], check=False)
+    if not ours or loads.returncode:
+        pytest.skip("this kernel has no such module with reasons")
+    found = drop_reasons.numbers(["OVS_DROP_EXPLICIT"])
+    assert found["OVS_DROP_EXPLICIT"] >> 16 == ours[0]
+
+
+def test_the_filter_by_reason(net: Net) -> None:
     numbers = {name: number for number, name in _reasons().items()}
     if "TCP_CSUM" not in numbers:
         pytest.skip("this kernel gives no reasons")
-    wanted = {"TCP_CSUM"} | {_reasons()[3] for option in options if "3" in option}
+    wanted, options = {"TCP_CSUM", _reasons()[3]}, ["--reason", "3,TCP_CSUM"]
     with net[0].entered(), tracer("drop", "--json", "-L", "9", *options) as running:
         _strays(9, 3)
         _strays(9, 3, spoilt=1)
@@ -347,7 +444,7 @@ def test_the_filter_by_reason(net: Net, options: list[str]) -> None:
         (["--raddr", "127.0.0.0/8", "--laddr", "127.0.0.1"], [41000, 41001, 41002]),
         (["--raddr", "10.0.0.0/8"], []),
         (["-6"], []),
-        (["--pid", "1"], []),  # whose a packet is nobody knows
+        (["--pid", "1"], []),  # no packet of nobody's
         (["--uid", "0"], []),  # nor a user, where there is no socket
     ],
 )
@@ -396,7 +493,9 @@ def test_a_wrong_reason_is_told(reason: str, message: str) -> None:
 
 
 @pytest.mark.any_kernel
-@pytest.mark.parametrize("options", [["--rate", "x"], ["--rate", "1", "-c"], ["--stack", "-c"]])
+@pytest.mark.parametrize(
+    "options", [["--rate", "x"], ["--rate", "1", "-c"], ["--stack", "-c"], ["--owner", "-c"]]
+)
 def test_wrong_options_are_told(options: list[str]) -> None:
     done = harness.run("drop", *options)
     assert done.returncode == 2 and options[0].strip("-") in done.stderr

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from tcpcore.errors import LibbpfError
 from tcpcore.loader import Btf
 from tcpcore.model import fields, symbols
+from tcpcore.model.drop_reasons import DropReasons
 from tcpcore.model.symbols import KernelSymbols, Place
 from tcpcore.tools import drop
 
@@ -39,7 +45,9 @@ def test_a_return_address_is_in_the_function_that_called(kallsyms: Path) -> None
     assert found(0xFFFFFFFF81000190) == Place("first", 0x90)
     assert found(0xFFFFFFFF81000200) == Place("first", 0x100)
     assert found(0xFFFFFFFF81000201) == Place("second", 1)
-    assert found(0xFFFFFFFFC0000010) == Place("third", 0x10)
+    assert found(0xFFFFFFFFC0000010) == Place("third", 0x10, "module")
+    assert str(found(0xFFFFFFFFC0000010)) == "third+0x10 [module]"
+    assert str(found(0xFFFFFFFF81000201)) == "second+0x1"
     assert found(0xFFFFFFFF81000100) is None
 
 
@@ -67,6 +75,57 @@ def test_reasons() -> None:
     told = [shown("reason", raw) for raw in (none, 1 << 30, (0x4000 << 16) + 7)]
     assert told == [None, "16384:0", "16384:7"]
     assert shown("reason_code", none) is shown("len", none) is None
+
+
+class Types:
+    """BTF with enums. modules: with more of them."""
+
+    def __init__(self, enums: Mapping[str, dict[int, str]], *modules: Types) -> None:
+        self._enums, self._modules = enums, modules
+        self.closed = 0
+
+    def enumerators(self, name: str) -> dict[int, str] | None:
+        return self._enums.get(name)
+
+    def names(self, pattern: re.Pattern[str]) -> list[str]:
+        return [name for name in self._enums if pattern.fullmatch(name)]
+
+    def modules(self) -> Sequence[Types]:
+        return self._modules
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Gone(Types):
+    """A module that goes while it is looked at."""
+
+    def names(self, pattern: re.Pattern[str]) -> list[str]:
+        raise LibbpfError("btf__parse_split", errno.ENOENT)
+
+
+def test_reasons_of_subsystems_are_found_in_the_kernel_and_in_modules() -> None:
+    module = Types({"ovs_drop_reason": {0: "none", 2 << 16 | 1: "OVS_DROP_LAST_ACTION"}})
+    kernel = Types(
+        {
+            "skb_drop_reason": {3: "SKB_DROP_REASON_NO_SOCKET"},
+            "skb_drop_reason_subsys": {2: "SKB_DROP_REASON_SUBSYS_OPENVSWITCH"},
+            "qdisc_drop_reason": {3 << 16 | 2: "QDISC_DROP_OVERLIMIT"},
+            "___qdisc_drop_reason": {3 << 16 | 2: "___QDISC_DROP_OVERLIMIT"},
+            "other": {3 << 16 | 5: "OTHER"},
+        },
+        Gone({}),
+        module,
+    )
+    found = DropReasons()
+    found.look_up(cast(Btf, kernel))
+    assert (found(3), module.closed) == ("NO_SOCKET", 0)
+    assert [found(raw) for raw in (2 << 16 | 1, 3 << 16 | 2)] == [
+        "OVS_DROP_LAST_ACTION",
+        "QDISC_DROP_OVERLIMIT",
+    ]
+    assert (module.closed, kernel.closed) == (1, 1)
+    assert [found(raw) for raw in (2 << 16 | 9, 3 << 16 | 5)] == ["OPENVSWITCH:9", "3:5"]
 
 
 def test_a_stack_begins_where_the_packet_was_dropped() -> None:

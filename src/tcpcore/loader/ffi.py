@@ -214,6 +214,8 @@ SIGNATURES: dict[str, tuple[list[Any], Any, Callable[..., Any] | None]] = {
     ),
     "btf__load_vmlinux_btf": ([], _BTF, null),
     "btf__parse": ([c_char_p, c_void_p], _BTF, null),
+    "btf__parse_split": ([c_char_p, _BTF], _BTF, null),
+    "btf__raw_data": ([_BTF, POINTER(c_uint32)], c_void_p, null),
     "btf__find_by_name_kind": ([_BTF, c_char_p, c_uint32], c_int, negative),
     "btf__type_by_id": ([_BTF, c_uint32], POINTER(BtfType), None),
     "btf__name_by_offset": ([_BTF, c_uint32], c_char_p, null),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tcpcore.errors import LibbpfError, OptionError
@@ -36,10 +37,11 @@ _CAPABILITIES = {"CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 
 class Btf:
     """The kernel's own type information. It is read when it is first asked, and not again: what was
-    asked is remembered. file: the kernel's, where the kernel itself has none."""
+    asked is remembered. file: the kernel's, where the kernel itself has none; with base, which is
+    the kernel's, that of a module."""
 
-    def __init__(self, file: Path | None = None) -> None:
-        self._file = file
+    def __init__(self, file: Path | None = None, base: Btf | None = None) -> None:
+        self._file, self._base = file, base
         self._handle: ffi.BtfHandle | None = None
         self._functions: dict[str, int | None] = {}
         self._types: dict[str, tuple[str, ...] | None] = {}
@@ -72,6 +74,23 @@ class Btf:
                 return {value: self._name(at) for at, value in self._behind(found, layout)[::-1]}
         return None
 
+    def modules(self) -> Iterator[Btf]:
+        """Those of the kernel's modules, to be closed before this one. Raises OSError."""
+        if not self._file:
+            for path in VMLINUX_BTF.parent.iterdir():
+                if path != VMLINUX_BTF:
+                    yield Btf(path, base=self)
+
+    def names(self, pattern: re.Pattern[str]) -> list[str]:
+        """All its names that match as a whole, whatever they are of: BTF ends with its names.
+
+        Raises LibbpfError as types() does.
+        """
+        size = ctypes.c_uint32()
+        data = libbpf().btf__raw_data(self._read(), ctypes.byref(size))
+        whole = re.compile(rb"(?<=\0)(?:%s)(?=\0)" % pattern.pattern.encode())
+        return [name.decode() for name in whole.findall(ctypes.string_at(data, size.value))]
+
     def fentry_refusal(self, function: str) -> str | None:
         """Why the kernel takes no fentry or fexit program at a function; None if it does.
 
@@ -82,11 +101,13 @@ class Btf:
 
     def _read(self) -> ffi.BtfHandle:
         if self._handle is None:
-            self._handle = (
-                libbpf().btf__parse(os.fsencode(self._file), None)
-                if self._file
-                else libbpf().btf__load_vmlinux_btf()
-            )
+            file = os.fsencode(self._file) if self._file else None
+            if self._base:
+                self._handle = libbpf().btf__parse_split(file, self._base._read())
+            elif file:
+                self._handle = libbpf().btf__parse(file, None)
+            else:
+                self._handle = libbpf().btf__load_vmlinux_btf()
         return self._handle
 
     def _function(self, name: str) -> int | None:

@@ -11,15 +11,21 @@ from tcpcore.loader import Btf
 from tcpcore.value import Value
 
 KALLSYMS = Path("/proc/kallsyms")
-# Of code: t, T, and weak ones. A module's have its name behind them.
-_FUNCTION = re.compile(rb"^([0-9a-f]{16}) [tTwW] (\S+)", re.MULTILINE)
+# Of code: t, T, and weak ones. A module's have a tab and its name in brackets behind them.
+_FUNCTION = re.compile(rb"^([0-9a-f]{16}) [tTwW] (.+)$", re.MULTILINE)
 
 
 class Place(Value):
-    """A place in the kernel's code. offset: from where the function begins."""
+    """A place in the kernel's code. offset: from where the function begins. module: None where the
+    function is the kernel's own."""
 
     function: str
     offset: int
+    module: str | None = None
+
+    def __str__(self) -> str:
+        """As the kernel prints it (%pS), but for the function's size."""
+        return f"{self.function}+{self.offset:#x}" + (f" [{self.module}]" if self.module else "")
 
 
 class KernelSymbols:
@@ -35,7 +41,8 @@ class KernelSymbols:
         at = bisect_left(self._addresses, address) - 1
         if at < 0 or not self._addresses[at]:
             return None
-        return Place(self._names[at].decode(), address - self._addresses[at])
+        function, _, module = self._names[at].decode().partition("\t")
+        return Place(function, address - self._addresses[at], module.strip("[]") or None)
 
     def look_up(self, btf: Btf) -> None:
         """No functions where the kernel hides them."""

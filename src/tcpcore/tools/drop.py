@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 import struct
-from contextlib import closing
 from typing import Annotated
 
 from tcpcore.errors import LibbpfError, OptionError
-from tcpcore.loader import Btf, Slot, Way
+from tcpcore.loader import Slot, Way
 from tcpcore.model import columns as col
-from tcpcore.model import fields
+from tcpcore.model import drop_reasons, fields
 from tcpcore.model.counted import Counted
-from tcpcore.model.enums import KernelEnum
+from tcpcore.model.drop_reasons import DropReasons
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.model.option import Option
+from tcpcore.model.slots import ACCEPTING, TRANSITIONS, optional
 from tcpcore.model.symbols import KernelSymbols
 from tcpcore.model.tool import Column, Lines, Rodata, Stream, Table, Tool
 from tcpcore.request import values
@@ -29,28 +29,22 @@ _UNKNOWN_FLAGS = 0xFFFF
 # In the order of their bits: RFC 9293, 3.1.
 _FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 
-_ENUM, _PREFIX = "skb_drop_reason", "SKB_DROP_REASON_"
-_CORE = KernelEnum(_ENUM, _PREFIX)
-_SUBSYSTEMS = KernelEnum("skb_drop_reason_subsys", f"{_PREFIX}SUBSYS_")
+_REASONS = DropReasons()
 _SYMBOLS = KernelSymbols()
 
 
 def _reason(raw: int) -> str | None:
-    """Of a subsystem its name and a number, whose name only its module has."""
-    if raw == _NO_REASON:
-        return None
-    return f"{_SUBSYSTEMS(raw >> 16)}:{raw & 0xFFFF}" if raw >> 16 else _CORE(raw)
+    return None if raw == _NO_REASON else _REASONS(raw)
 
 
 def _function(raw: int) -> str | None:
     found = _SYMBOLS(raw)
-    return found.function if found else None
+    return str(found) if found else None
 
 
 def _place(raw: int) -> str:
     """Of a key; there is no 0 among them but the rest."""
-    found = _SYMBOLS(raw)
-    return (f"{found.function}+{found.offset:#x}" if found else "?") if raw else fields.OTHER
+    return (_function(raw) or "?") if raw else fields.OTHER
 
 
 _STACK = struct.Struct("=17Q")  # the place of the drop, and the frames
@@ -71,7 +65,7 @@ def _flags(raw: int) -> str | None:
     return "|".join(name for bit, name in enumerate(_FLAGS) if raw >> bit & 1)
 
 
-Reason = Annotated[str | None, fields.Kind("I", _reason, enums=(_CORE, _SUBSYSTEMS))]
+Reason = Annotated[str | None, fields.Kind("I", _reason, enums=(_REASONS,))]
 Code = Annotated[int | None, fields.Kind("I", lambda raw: None if raw == _NO_REASON else raw)]
 Function = Annotated[str | None, fields.Kind("Q", _function, enums=(_SYMBOLS,))]
 Place = Annotated[str, fields.Kind("Q", _place, enums=(_SYMBOLS,))]
@@ -93,9 +87,10 @@ Flags = Annotated[str | None, fields.Kind("H", _flags, text=lambda flags: flags 
 class Event(ConnectionEvent):
     """One dropped packet. Mirror of struct drop_event, bpf/drop.h.
 
-    laddr, lport: of the receiver, if it was not sent here. function: what dropped it. len: of its
-    payload. flags: of TCP, with `|` between them. state: of its socket. None: not known; ports are
-    None, too, where the packet has no whole TCP header.
+    laddr, lport: of the receiver, if it was not sent here. function: what dropped it, and where in
+    it. len: of its payload. flags: of TCP, with `|` between them. state: of its socket. pid, comm:
+    only where owners are asked for. None: not known; ports are None, too, where the packet has no
+    whole TCP header.
     """
 
     direction: fields.Direction
@@ -135,7 +130,7 @@ _WHY = (
     Column("STATE", "state", 11),
     Column("FLAGS", "flags", 11),
     Column("REASON", "reason", 20),
-    Column("FUNCTION", "function", 24),
+    Column("FUNCTION", "function", 28),
 )
 
 _LINES = Lines(
@@ -161,7 +156,7 @@ _COLUMNS = (Column("DROPS", "drops", 9), Column("REASON", "reason", 24), Column(
 _COUNTS = Table(Lines(Drops, _COLUMNS, _COLUMNS), Counted("drops", Key, struct="drop"))
 
 _PLAIN = "struct sk_buff *, void *"
-_WITH_REASON = f"{_PLAIN}, enum {_ENUM}"
+_WITH_REASON = f"{_PLAIN}, enum skb_drop_reason"
 
 
 def _freed(types: str, **rodata: int) -> Way:
@@ -180,6 +175,17 @@ _DROPS = (
     Slot("drops by TCP without a reason", (Way(("kprobe/tcp_drop",)),), required=False),
 )
 
+# With all that it may have: most runs ask for no owner, and follow no socket.
+TOOL = Tool(
+    name="drop",
+    event=Event,
+    kinds=(Stream(_LINES),),
+    slots=TRANSITIONS + optional(ACCEPTING) + _DROPS,
+    sockets=("sockets", "connections"),
+    seed="iter/task_file",
+    needs_seed=False,
+)
+
 EXAMPLES = (
     ("drop --wide", "with numbers, length, interface"),
     ("drop -c -i 10", "by reason and place, every 10 s"),
@@ -195,24 +201,45 @@ def tool(
         str, Option("Only for these, as NO_SOCKET,TCP_CSUM.", metavar="REASONS")
     ] = "",
     stack: Annotated[bool, Option("Show where the kernel came from, a line a frame.")] = False,
+    owner: Annotated[bool, Option("Show whose packets they are; follows all sockets.")] = False,
     rate: Annotated[
         float, Option("Show so many a second at most, and count the rest.", metavar="N")
     ] = 0,
 ) -> Tool:
     """by_place: counts by reason and place instead of each packet. reason: names of drop reasons,
-    or numbers, with commas between them. stack: where the kernel came from. rate: so many a second
-    at most; the others are counted as with by_place. 0: all."""
-    if by_place and rate:
-        raise OptionError("rate", "there is nothing to limit with `by_place`, which counts")
-    most = math.ceil(values.decimal("rate", rate, "a number of packets"))
-    if by_place and stack:
-        raise OptionError("stack", "there are no lines with `by_place`, which counts")
-    rodata = {"count_drops": by_place, "most_a_second": most, "with_stack": stack}
+    or numbers, with commas between them. stack: where the kernel came from. owner: whose packets
+    they are, as with a filter that asks for it. rate: so many a second at most; the others are
+    counted as with by_place. 0: all."""
+    for option, given in {"rate": rate, "stack": stack, "owner": owner}.items():
+        if by_place and given:
+            raise OptionError(option, "there are no lines with `by_place`, which counts")
+    rodata = {
+        "count_drops": by_place,
+        "most_a_second": math.ceil(values.decimal("rate", rate, "a number of packets")),
+        "with_stack": stack,
+        **_targets(_numbers(reason) if reason else []),
+    }
     counts = (_COUNTS,) if by_place or rate else ()
-    told = _WITH_STACK if stack else TOOL
-    return told._replace(
-        kinds=counts if by_place else (*told.kinds, *counts),
-        rodata={**rodata, **_targets(_numbers(reason) if reason else [])},
+    following = TOOL._replace(
+        event=WithStack if stack else Event,
+        kinds=counts if by_place else (Stream(_lines(stack, owner)), *counts),
+        rodata=rodata | {"drop_has_owners": True},
+    )
+    if owner:
+        return following
+    return following._replace(
+        slots=_DROPS, sockets=(), seed=None, rodata=rodata, with_owners=following
+    )
+
+
+def _lines(stack: bool, owner: bool) -> Lines:
+    owners = (col.pid(7), col.comm(11)) if owner else ()
+    # At the end of the line, so without padding.
+    frames = (Column("STACK", "stack", 0),) if stack else ()
+    return _LINES._replace(
+        row=WithStack if stack else Event,
+        columns=(*owners, *_LINES.columns, *frames),
+        wide=(*owners, *_LINES.wide, *frames),
     )
 
 
@@ -224,43 +251,18 @@ def _targets(wanted: list[int]) -> Rodata:
     }
 
 
-TOOL = Tool(name="drop", event=Event, kinds=(Stream(_LINES),), slots=_DROPS, rodata=_targets([]))
-# At the end of the line, so without padding.
-_FRAMES = Column("STACK", "stack", 0)
-_WITH_STACK = TOOL._replace(
-    event=WithStack,
-    kinds=(
-        Stream(
-            _LINES._replace(
-                row=WithStack,
-                columns=(*_LINES.columns, _FRAMES),
-                wide=(*_LINES.wide, _FRAMES),
-            )
-        ),
-    ),
-)
-
-
 def _numbers(given: str) -> list[int]:
-    known = _known()
     names = values.limited("reason", [part.strip() for part in given.split(",")])
+    try:
+        known = drop_reasons.numbers(names)
+    except LibbpfError as e:
+        raise OptionError("reason", f"no kernel BTF ({e})") from None
     return [_number(name, known) for name in names]
 
 
 def _number(name: str, known: dict[str, int]) -> int:
-    """Of a reason; one of a subsystem is given as a number itself."""
     if name.isascii() and name.isdigit():
         return values.number("reason", name, "a drop reason", 0, _NO_REASON - 1)
     if name not in known:
         raise OptionError("reason", f"this kernel has no drop reason '{name}'")
     return known[name]
-
-
-def _known() -> dict[str, int]:
-    """The kernel's reasons by name."""
-    try:
-        with closing(Btf()) as btf:
-            found = btf.enumerators(_ENUM) or {}
-    except LibbpfError as e:
-        raise OptionError("reason", f"no kernel BTF ({e})") from None
-    return {name.removeprefix(_PREFIX): value for value, name in found.items()}
