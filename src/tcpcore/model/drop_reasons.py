@@ -33,12 +33,12 @@ class DropReasons:
         """The name; that of the subsystem and a number where the kernel has none for it."""
         if not raw >> _SHIFT:
             return self._core(raw)
-        if raw not in self._others and self._btf:
-            self._others = _of_subsystems(self._btf)
+        if self._btf:
+            self._others, self._btf = _of_subsystems(self._btf), None
         return self._others.get(raw) or f"{self._subsystems(raw >> _SHIFT)}:{raw & 0xFFFF}"
 
     def look_up(self, btf: Btf) -> None:
-        """At the start of a trace. btf: asked again later."""
+        """At the start of a trace. btf: asked once more, when such a reason comes."""
         self._core.look_up(btf)
         self._subsystems.look_up(btf)
         self._btf, self._others = btf, {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from array import array
 from bisect import bisect_left
 from pathlib import Path
 
@@ -11,8 +9,8 @@ from tcpcore.loader import Btf
 from tcpcore.value import Value
 
 KALLSYMS = Path("/proc/kallsyms")
-# Of code: t, T, and weak ones. A module's have a tab and its name in brackets behind them.
-_FUNCTION = re.compile(rb"^([0-9a-f]{16}) [tTwW] (.+)$", re.MULTILINE)
+_CODE = b"tTwW"  # weak functions, too
+_HIDDEN = b"0" * 16
 
 
 class Place(Value):
@@ -33,23 +31,25 @@ class KernelSymbols:
     trace: only then does the kernel show addresses (kallsyms_show_value, kernel/ksyms_common.c)."""
 
     def __init__(self) -> None:
-        self._addresses, self._names = array("Q"), list[bytes]()
+        # As the kernel prints them: an address of 16 digits, a letter, the name; a module's functions
+        # have a tab and its name in brackets behind. They are many, and few of them are asked for.
+        self._lines: list[bytes] = []
 
     def __call__(self, address: int) -> Place | None:
         """Where in which function a return address is; None where no function is known. What it
         returns to may be behind a function's end: that of one whose last call does not return."""
-        at = bisect_left(self._addresses, address) - 1
-        if at < 0 or not self._addresses[at]:
+        at = bisect_left(self._lines, b"%016x" % address) - 1
+        if at < 0:
             return None
-        function, _, module = self._names[at].decode().partition("\t")
-        return Place(function, address - self._addresses[at], module.strip("[]") or None)
+        begin, _, name = self._lines[at].decode().split(None, 2)
+        function, _, module = name.strip().partition("\t")
+        return Place(function, address - int(begin, 16), module.strip("[]") or None)
 
     def look_up(self, btf: Btf) -> None:
-        """No functions where the kernel hides them."""
+        """No functions where the kernel hides them: all are at 0 then."""
         try:
-            found = _FUNCTION.findall(KALLSYMS.read_bytes())
+            with KALLSYMS.open("rb") as file:
+                functions = (line for line in file if line[17] in _CODE)
+                self._lines = sorted(line for line in functions if not line.startswith(_HIDDEN))
         except OSError:
-            found = []
-        found.sort()
-        self._addresses = array("Q", (int(address, 16) for address, _ in found))
-        self._names = [name for _, name in found]
+            self._lines = []
