@@ -76,13 +76,16 @@ struct linear {
  * Reading is most of what a packet costs that no filter wants. From protocol to data it is one read:
  * so many bytes in all kernels from 5.10 on, unless they are built with something in between.
  */
-#define CLOSE 32
+#define CLOSE 40
+
+/* Loads from the stack have to be aligned, as the fields are: protocol is at 180 in some kernels. */
+#define close_begin(skb) (bpf_core_field_offset((skb)->protocol) & ~7U)
 
 #define read_close(field, skb, close)                                                              \
 	({                                                                                         \
-		__u32 _at = bpf_core_field_offset((skb)->field) -                                  \
-			    bpf_core_field_offset((skb)->protocol);                                \
+		__u32 _at = bpf_core_field_offset((skb)->field) - close_begin(skb);                \
 		typeof((skb)->field) _value;                                                       \
+		barrier_var(_at); /* else clang makes "or" of an addition, which pointers lack */  \
 		if (_at <= CLOSE - sizeof(_value)) /* the verifier knows, and drops the other */   \
 			_value = *(typeof(_value) *)((void *)(close) + _at);                       \
 		else                                                                               \
@@ -94,8 +97,7 @@ static __always_inline void read_linear(struct linear *linear, struct sk_buff *s
 {
 	__u64 close[CLOSE / 8];
 
-	bpf_probe_read_kernel(close, sizeof(close),
-			      (void *)skb + bpf_core_field_offset(skb->protocol));
+	bpf_probe_read_kernel(close, sizeof(close), (void *)skb + close_begin(skb));
 	linear->skb = skb;
 	linear->head = read_close(head, skb, close);
 	linear->network = read_close(network_header, skb, close);
