@@ -21,7 +21,7 @@ struct part {
 
 EVENT(path_event);
 
-#define MOST_DEQUEUED 64 /* at once, for devices with byte queue limits */
+#define MOST_DEQUEUED 32 /* at once, for devices with byte queue limits */
 
 const volatile __u8 target_flags; /* TCP flags, any of which will do */
 /* A filter asks for owners: sockets are followed. */

@@ -31,8 +31,8 @@ class KernelSymbols:
     trace: only then does the kernel show addresses (kallsyms_show_value, kernel/ksyms_common.c)."""
 
     def __init__(self) -> None:
-        # As the kernel prints them: an address of 16 digits, a letter, the name; a module's functions
-        # have a tab and its name in brackets behind. They are many, and few of them are asked for.
+        # As the kernel prints them: an address of 16 digits, a letter, the name; behind those of a
+        # module a tab and its name in brackets. They are many, and few of them are asked for.
         self._lines: list[bytes] = []
 
     def __call__(self, address: int) -> Place | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from tcpcore.model import fields
-from tcpcore.model.enums import KernelEnum
+from tcpcore.model.drop_reasons import DropReasons
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.tools.path.stages import STAGES
 
@@ -21,7 +21,7 @@ Stage = Annotated[str, fields.Kind("B", STAGES.__getitem__)]
 Flags = Annotated[str, fields.Kind("B", names)]
 Skb = Annotated[str, fields.Kind("Q", lambda raw: f"{raw:x}")]
 Seq = Annotated[int, fields.Kind("I", int, few=False)]
-_REASONS = KernelEnum("skb_drop_reason", "SKB_DROP_REASON_")
+_REASONS = DropReasons()
 Reason = Annotated[
     str | None,
     fields.Kind("I", lambda raw: _REASONS(raw) if raw else None, enums=(_REASONS,)),

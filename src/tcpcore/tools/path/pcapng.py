@@ -1,7 +1,6 @@
 """path --pcapng: packets as Wireshark reads them, with their stages as comments.
 
-Block types, options and their codes: draft-ietf-opsawg-pcapng. The Python packages that write this
-format have no comments of packets, or are kept by nobody.
+Block types, options and their codes: draft-ietf-opsawg-pcapng.
 """
 
 from __future__ import annotations
