@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from tcpcore.loader import Btf
 from tcpcore.value import Value
@@ -28,9 +30,10 @@ class Place(Value):
 
 class KernelSymbols:
     """Functions of the kernel and its modules. It has none before look_up(), which comes with each
-    trace: only then does the kernel show addresses (kallsyms_show_value, kernel/ksyms_common.c)."""
+    trace."""
 
     def __init__(self) -> None:
+        self._file: BinaryIO | None = None
         # As the kernel prints them: an address of 16 digits, a letter, the name; behind those of a
         # module a tab and its name in brackets. They are many, and few of them are asked for.
         self._lines: list[bytes] = []
@@ -38,6 +41,8 @@ class KernelSymbols:
     def __call__(self, address: int) -> Place | None:
         """Where in which function a return address is; None where no function is known. What it
         returns to may be behind a function's end: that of one whose last call does not return."""
+        if self._file:
+            self._read(self._file)
         at = bisect_left(self._lines, b"%016x" % address) - 1
         if at < 0:
             return None
@@ -46,10 +51,21 @@ class KernelSymbols:
         return Place(function, address - int(begin, 16), module.strip("[]") or None)
 
     def look_up(self, btf: Btf) -> None:
+        """Opens the file; it is read with the first address. What counts for the kernel is who opened
+        it: later we are no longer root (kallsyms_show_value, kernel/ksyms_common.c)."""
+        self._close()
+        self._lines = []
+        with suppress(OSError):
+            self._file = KALLSYMS.open("rb")
+
+    def _read(self, file: BinaryIO) -> None:
         """No functions where the kernel hides them: all are at 0 then."""
-        try:
-            with KALLSYMS.open("rb") as file:
-                functions = (line for line in file if line[17] in _CODE)
-                self._lines = sorted(line for line in functions if not line.startswith(_HIDDEN))
-        except OSError:
-            self._lines = []
+        functions = (line for line in file if line[17] in _CODE)
+        with suppress(OSError):
+            self._lines = sorted(line for line in functions if not line.startswith(_HIDDEN))
+        self._close()
+
+    def _close(self) -> None:
+        if self._file:
+            self._file.close()
+        self._file = None
