@@ -51,8 +51,8 @@ class KernelSymbols:
         return Place(function, address - int(begin, 16), module.strip("[]") or None)
 
     def look_up(self, btf: Btf) -> None:
-        """Opens the file; it is read with the first address. What counts for the kernel is who opened
-        it: later we are no longer root (kallsyms_show_value, kernel/ksyms_common.c)."""
+        """Opens the file; it is read with the first address. The kernel asks who opened
+        it, as we are no longer root then (kallsyms_show_value, kernel/ksyms_common.c)."""
         self._close()
         self._lines = []
         with suppress(OSError):
