@@ -2,6 +2,7 @@
 /* Who connects where, and with what result. */
 #include "lib/aggregate.bpf.h"
 #include "lib/connecting.bpf.h"
+#include "lib/flow.bpf.h"
 #include "connect.h"
 
 EVENT(connect_event);
@@ -15,16 +16,12 @@ static __always_inline void count(int result, const struct conn *conn)
 {
 	const bool failed = result && result != EINPROGRESS;
 	const struct flow_count none = {};
-	struct flow flow = {
-		.netns = conn->netns,
-		.lport = count_lports ? conn->lport : 0,
-		.rport = conn->rport,
-		.family = conn->family,
-	};
 	struct flow_count *counters;
+	struct flow flow;
 
-	__builtin_memcpy(flow.laddr, &conn->laddr, sizeof(flow.laddr));
-	__builtin_memcpy(flow.raddr, &conn->raddr, sizeof(flow.raddr));
+	set_flow(&flow, conn);
+	if (!count_lports)
+		flow.lport = 0;
 	counters = counters_or_rest(flows, &flow, &none);
 	if (!counters) {
 		lose_socket();

@@ -13,20 +13,7 @@ struct connect_event {
 	__u64 cgroup_id;   /* inode of the cgroup v2 directory */
 };
 
-/*
- * --count: what is counted, and how often. All zeros are the flows that found no room. Mirror:
- * src/tcpcore/tools/connect/flows.py.
- */
-struct flow {
-	__u8 laddr[16];
-	__u8 raddr[16];
-	__u32 netns;
-	__u16 lport; /* 0 unless asked for */
-	__u16 rport;
-	__u16 family;
-	__u8 pad[6];
-};
-
+/* --count, of a flow. Mirror: src/tcpcore/tools/connect/flows.py. */
 struct flow_count {
 	__u64 connects;
 	__u64 failed;

@@ -9,6 +9,7 @@ struct part {
 #include "lib/accepting.bpf.h"
 #include "lib/aggregate.bpf.h"
 #include "lib/entry.bpf.h"
+#include "lib/flow.bpf.h"
 #include "lib/output.bpf.h"
 #include "lib/seeding.bpf.h"
 #include "lib/transitions.bpf.h"
@@ -25,16 +26,10 @@ AGGREGATE(flows, struct flow, struct flow_count);
 static __always_inline void count(const struct retrans_event *event, const struct conn *conn)
 {
 	const struct flow_count none = {};
-	struct flow flow = {
-		.netns = conn->netns,
-		.lport = conn->lport,
-		.rport = conn->rport,
-		.family = conn->family,
-	};
 	struct flow_count *found;
+	struct flow flow;
 
-	__builtin_memcpy(flow.laddr, &conn->laddr, sizeof(flow.laddr));
-	__builtin_memcpy(flow.raddr, &conn->raddr, sizeof(flow.raddr));
+	set_flow(&flow, conn);
 	found = counters_or_rest(flows, &flow, &none);
 	if (!found) {
 		lose_socket();

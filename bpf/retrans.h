@@ -31,20 +31,7 @@ struct retrans_event {
 	__u32 rto_us;	/* 0: not known */
 };
 
-/*
- * --count: what is counted, and how often. All zeros are the flows that found no room. Mirror:
- * src/tcpcore/tools/retrans/flows.py.
- */
-struct flow {
-	__u8 laddr[16];
-	__u8 raddr[16];
-	__u32 netns;
-	__u16 lport;
-	__u16 rport;
-	__u16 family;
-	__u8 pad[6];
-};
-
+/* --count, of a flow. Mirror: src/tcpcore/tools/retrans/flows.py. */
 struct flow_count {
 	__u64 retransmits; /* of any kind */
 	__u64 segs;	   /* of them */

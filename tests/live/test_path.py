@@ -119,7 +119,7 @@ def follow_data(host: str, attach: str) -> None:
         assert {*BASE, "tcp_receive", "socket_queue", "ip_output"} <= {*found}
     assert {(e["lport"], e["rport"]) for e in packet} == {ports}
     assert {e["ifname"] for e in packet} == {"lo", None}
-    assert len({e["seq"] for e in packet}) == 1 and packet[0]["flags"] == "PSH,ACK"
+    assert len({e["seq"] for e in packet}) == 1 and packet[0]["flags"] == "PSH|ACK"
     assert packet[0]["delta_ns"] == packet[0]["elapsed_ns"] == 0
     assert packet[-1]["elapsed_ns"] == sum(e["delta_ns"] for e in packet)
     assert {e["pid"] for e in packet} == {None, os.getpid()} and packet[-1]["pid"] == os.getpid()
@@ -467,6 +467,6 @@ def test_columns(wide: list[str], name: str) -> None:
             assert running.stop() == 0
     header, blank, heading, *rows = running.out.lines
     assert header == FACTS.header or wide
-    assert blank == "" and heading == f"#1 127.0.0.1:{client} > 127.0.0.1:{port} PSH,ACK"
+    assert blank == "" and heading == f"#1 127.0.0.1:{client} > 127.0.0.1:{port} PSH|ACK"
     assert [row.split()[0] for row in rows if row.split()[0] in BASE] == BASE
     assert all(row[at - 1] == " " for row in rows for at in (16, 29, 42))

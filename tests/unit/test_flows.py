@@ -12,15 +12,16 @@ import pytest
 
 from tcpcore.loader.aggregate import Counters
 from tcpcore.model import fields
+from tcpcore.model.flow import Flow
 from tcpcore.model.report import MOST_ROWS, Rows
 from tcpcore.sinks.csv import Cells
 from tcpcore.sinks.form import Form
 from tcpcore.sinks.ndjson import Objects
 from tcpcore.sinks.table import Table as Text
-from tcpcore.tools.connect.flows import Key, table
+from tcpcore.tools.connect.flows import table
 from tests.unit.samples import address
 
-KEY = fields.layout(Key)
+KEY = fields.layout(Flow)
 REST = bytes(KEY.size)
 HERE, THERE, LOOP = address("192.0.2.1"), address("198.51.100.7"), address("::1")
 
@@ -46,7 +47,7 @@ class Report:
     def __init__(
         self, counted: Counted, style: str, lports: bool = False, wide: bool = False
     ) -> None:
-        self._flows = Rows(Key, counted.take)
+        self._flows = Rows(Flow, counted.take)
         rows = table(lports).lines
         forms: dict[str, Form] = {
             "table": Text(rows, wide),

@@ -28,11 +28,19 @@ STATES = (
 # Of congestion control: enum tcp_ca_state, include/uapi/linux/tcp.h.
 CA_STATES = ("open", "disorder", "cwr", "recovery", "loss")
 
+# Of a segment, from the lowest bit on: RFC 9293, 3.1; RFC 3168, 6.1.
+TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
+
 V4MAPPED = bytes(10) + b"\xff\xff"
 
 
 def state_name(state: int) -> str:
     return STATES[state] if state < len(STATES) else str(state)
+
+
+def flag_names(flags: int) -> str:
+    """Those that are set, as SYN|ACK."""
+    return "|".join(name for bit, name in enumerate(TCP_FLAGS) if flags >> bit & 1)
 
 
 def result_name(number: int) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated
 from tcpcore.errors import LibbpfError, OptionError
 from tcpcore.loader import Slot, Way
 from tcpcore.model import columns as col
-from tcpcore.model import drop_reasons, fields
+from tcpcore.model import drop_reasons, fields, net
 from tcpcore.model.counted import Counted
 from tcpcore.model.drop_reasons import DropReasons
 from tcpcore.model.event import ConnectionEvent
@@ -26,8 +26,6 @@ from tcpcore.value import Value
 
 _NO_REASON = _UNKNOWN_LEN = (1 << 32) - 1
 _UNKNOWN_FLAGS = 0xFFFF
-# In the order of their bits: RFC 9293, 3.1.
-_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 
 _REASONS = DropReasons()
 _SYMBOLS = KernelSymbols()
@@ -60,9 +58,7 @@ def _stack(raw: bytes) -> str | None:
 
 
 def _flags(raw: int) -> str | None:
-    if raw == _UNKNOWN_FLAGS:
-        return None
-    return "|".join(name for bit, name in enumerate(_FLAGS) if raw >> bit & 1)
+    return None if raw == _UNKNOWN_FLAGS else net.flag_names(raw)
 
 
 Reason = Annotated[str | None, fields.Kind("I", _reason, enums=(_REASONS,))]

@@ -8,24 +8,12 @@ from __future__ import annotations
 from tcpcore.model import columns as col
 from tcpcore.model import fields
 from tcpcore.model.counted import Counted
+from tcpcore.model.flow import Flow
 from tcpcore.model.tool import Column, Lines, Table
-from tcpcore.value import Value
 
 
-class Key(Value):
-    """What tells flows apart. Mirror of struct flow, bpf/connect.h."""
-
-    laddr: fields.KeyHost
-    raddr: fields.KeyAddress
-    netns: fields.KeyNetns
-    lport: fields.Port
-    rport: fields.Port
-    family: fields.KeyFamily
-
-
-class Flow(Key):
-    """Connects with one source, destination and port; lport is None unless it is asked for. raddr:
-    `other`, and nothing else of it known, in the row of the rest."""
+class Connects(Flow):
+    """Of one flow; lport is None unless it is asked for."""
 
     connects: fields.Count
     failed: fields.Count
@@ -33,8 +21,8 @@ class Flow(Key):
 
 def table(lports: bool) -> Table:
     """lports: the local port tells flows apart, and is shown."""
-    lines = Lines(Flow, columns=_columns(15, lports), wide=_columns(39, lports))
-    return Table(lines, Counted("flows", Key, struct="flow"))
+    lines = Lines(Connects, columns=_columns(15, lports), wide=_columns(39, lports))
+    return Table(lines, Counted("flows", Flow, struct="flow"))
 
 
 def _columns(width: int, lports: bool) -> tuple[Column, ...]:

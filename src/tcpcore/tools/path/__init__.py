@@ -21,7 +21,7 @@ from tcpcore.model.option import Option
 from tcpcore.model.slots import ACCEPTING, TRANSITIONS
 from tcpcore.model.tool import Column, Derive, Histograms, Lines, Rodata, Stream, Tool
 from tcpcore.request.values import decimal
-from tcpcore.tools.path.event import FLAGS, Event, Flags, Reason, Seq, WithBytes, names
+from tcpcore.tools.path.event import Event, Flags, Reason, Seq, WithBytes
 from tcpcore.tools.path.stages import STAGES
 from tcpcore.value import Value
 
@@ -71,7 +71,7 @@ def _heading(row: Record) -> str:
     """What a packet's block begins with, told by its first stage."""
     raw = dict(zip(_NAMES, row, strict=True))
     ends = (f"{net.address_text(raw[x + 'addr'])}:{raw[x + 'port']}" for x in "lr")
-    return f"#{raw['packet']} {' > '.join(ends)} {names(raw['flags'])}"
+    return f"#{raw['packet']} {' > '.join(ends)} {net.flag_names(raw['flags'])}"
 
 
 def _stages(column: fields.Column) -> list[str]:
@@ -232,9 +232,9 @@ def _mask(flags: str) -> int:
     """TCP flags by name, separated by commas."""
     found = 0
     for name in flags.upper().split(",") if flags else ():
-        if name not in FLAGS:
-            raise OptionError("flags", f"'{name}' is none of {', '.join(FLAGS)}")
-        found |= 1 << FLAGS.index(name)
+        if name not in net.TCP_FLAGS:
+            raise OptionError("flags", f"'{name}' is none of {', '.join(net.TCP_FLAGS)}")
+        found |= 1 << net.TCP_FLAGS.index(name)
     return found
 
 

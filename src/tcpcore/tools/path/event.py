@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from tcpcore.model import fields
+from tcpcore.model import fields, net
 from tcpcore.model.drop_reasons import DropReasons
 from tcpcore.model.event import ConnectionEvent
 from tcpcore.tools.path.stages import STAGES
 
-FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")  # RFC 9293, 3.1; from bit 0
-
-
-def names(flags: int) -> str:
-    """Of TCP flags."""
-    return ",".join(name for bit, name in enumerate(FLAGS) if flags >> bit & 1)
-
-
 Stage = Annotated[str, fields.Kind("B", STAGES.__getitem__)]
-Flags = Annotated[str, fields.Kind("B", names)]
+Flags = Annotated[str, fields.Kind("B", net.flag_names)]
 Skb = Annotated[str, fields.Kind("Q", lambda raw: f"{raw:x}")]
 Seq = Annotated[int, fields.Kind("I", int, few=False)]
 _REASONS = DropReasons()

@@ -5,24 +5,12 @@ from __future__ import annotations
 from tcpcore.model import columns as col
 from tcpcore.model import fields
 from tcpcore.model.counted import Counted
+from tcpcore.model.flow import Flow
 from tcpcore.model.tool import Column, Lines, Table
-from tcpcore.value import Value
 
 
-class Key(Value):
-    """What tells flows apart. Mirror of struct flow, bpf/retrans.h."""
-
-    laddr: fields.KeyHost
-    raddr: fields.KeyAddress
-    netns: fields.KeyNetns
-    lport: fields.Port
-    rport: fields.Port
-    family: fields.KeyFamily
-
-
-class Flow(Key):
-    """What one connection sent again. raddr: `other`, and nothing else of it known, in the row of
-    the rest.
+class Resent(Flow):
+    """What one connection sent again.
 
     retransmits: of any kind; segs: of them. probes: tail-loss probes, of which those that send a
     segment again are retransmits, too. failed: attempts that are none of these.
@@ -45,6 +33,6 @@ def _columns(width: int) -> tuple[Column, ...]:
 
 
 TABLE = Table(
-    Lines(Flow, columns=_columns(15), wide=(*_columns(39), col.NETNS)),
-    Counted("flows", Key, struct="flow"),
+    Lines(Resent, columns=_columns(15), wide=(*_columns(39), col.NETNS)),
+    Counted("flows", Flow, struct="flow"),
 )
