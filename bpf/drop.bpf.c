@@ -197,23 +197,13 @@ static __noinline int tell(void *ctx, const struct packet *packet, const struct 
 	return 0;
 }
 
-/*
- * A FIN that TCP has acted upon stays in the socket's queue, and goes with the socket at the end of
- * many a session (sk_stream_kill_queues): nothing is lost.
- */
-static __always_inline bool is_done_with(const struct packet *packet)
-{
-	return packet->sk && packet->sk == packet->owner && !packet->sent && !packet->len &&
-	       packet->flags & TCPHDR_FIN && state_of(packet->sk) == TCP_CLOSE;
-}
-
 static __always_inline int freed(void *ctx, struct packet *packet)
 {
 	struct owner owner;
 	struct conn conn;
 
 	if (!want_reason(packet->reason) || !read_packet(packet, &conn) || !want_endpoints(&conn) ||
-	    is_done_with(packet))
+	    is_done_with(packet->skb, packet->flags, packet->len))
 		return 0;
 	conn.netns = netns_of(packet);
 	if (!want_netns(conn.netns))

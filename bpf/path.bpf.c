@@ -252,6 +252,10 @@ static __noinline int pass(void *ctx, struct sk_buff *skb, struct sock *sk, __u3
 
 	if (!read_packet(&packet, skb, sk, stage) || !want_headers(&packet))
 		return 0;
+	if (stage == STAGE_DROPPED && is_done_with(skb, packet.flags, packet.len)) {
+		packet.stage = STAGE_FREED;
+		packet.reason = 0;
+	}
 	dev = device_of(skb);
 	sk = sk ?: tcp_socket(BPF_CORE_READ(skb, sk));
 	packet.conn.netns = dev ? device_netns(dev) : sk ? common_netns(sk) : 0;

@@ -331,4 +331,17 @@ static __always_inline struct sock *tcp_socket(struct sock *sk)
 	return is_tcp(sk, BY_HELPER) ? sk : NULL;
 }
 
+/*
+ * A FIN that TCP has acted upon stays in the socket's queue, and goes with the socket at the end of
+ * many a session (sk_stream_kill_queues). The kernel calls that a drop, but nothing is lost.
+ */
+static __always_inline bool is_done_with(struct sk_buff *skb, __u8 flags, __u32 len)
+{
+	struct sock *sk = flags & TCPHDR_FIN && !len && BPF_CORE_READ(skb, skb_iif)
+				  ? tcp_socket(BPF_CORE_READ(skb, sk))
+				  : NULL;
+
+	return sk && sk_read(sk, __sk_common.skc_state, BY_HELPER) == TCP_CLOSE;
+}
+
 #endif /* TCPCORE_SKB_BPF_H */

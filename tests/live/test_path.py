@@ -125,6 +125,21 @@ def follow_data(host: str, attach: str) -> None:
     assert {e["pid"] for e in packet} == {None, os.getpid()} and packet[-1]["pid"] == os.getpid()
 
 
+@pytest.mark.any_kernel
+def test_an_end_in_order_drops_nothing() -> None:
+    """The kernel calls it a drop when the last FIN goes with its socket."""
+    with harness.listener() as server, tracer(*to(server)) as running:
+        for first in (0, 1):
+            with connected(server) as ends:
+                ends[first].close()
+                ends[1 - first].recv(1)
+        events = running.events()
+    fins = [e for e in events if "FIN" in e["flags"]]
+    assert len({e["packet"] for e in fins}) == 4
+    assert {e["reason"] for e in events} == {None}
+    assert "dropped" not in {e["stage"] for e in events}
+
+
 def test_a_reader_that_sleeps(attach: str) -> None:
     """Its data waits in the socket's queue, and nowhere else."""
     with (
