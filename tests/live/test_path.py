@@ -260,7 +260,7 @@ def test_a_reset_and_flags(attach: str) -> None:
                 harness.reset(here)
             running.wait_for(lambda e: "RST" in e.get("flags", ""))
             events = running.events()
-    assert {packet[0]["flags"].split(",")[0] for packet in packets(events)} == {"SYN", "RST"}
+    assert {packet[0]["flags"].split("|")[0] for packet in packets(events)} == {"SYN", "RST"}
 
 
 def test_of_a_process(attach: str) -> None:
