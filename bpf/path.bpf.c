@@ -200,15 +200,15 @@ static __always_inline bool has_ip_header(enum stage stage)
 static __always_inline void read_bytes(struct path_with_bytes *told, struct sk_buff *skb,
 				       enum stage stage)
 {
-	struct linear linear;
-	__u32 begin, size;
+	unsigned char *head = BPF_CORE_READ(skb, head);
+	__u32 tail = BPF_CORE_READ(skb, tail);
+	__u32 begin = is_from_driver(stage) ? BPF_CORE_READ(skb, data) - head
+					    : BPF_CORE_READ(skb, network_header);
+	__u32 size = tail - begin;
 
-	read_linear(&linear, skb);
-	begin = is_from_driver(stage) ? linear.data : linear.network;
-	size = linear.tail - begin;
 	if (size > sizeof(told->bytes))
 		size = sizeof(told->bytes);
-	if (begin < linear.tail && !bpf_probe_read_kernel(told->bytes, size, linear.head + begin))
+	if (begin < tail && !bpf_probe_read_kernel(told->bytes, size, head + begin))
 		told->captured = size;
 }
 

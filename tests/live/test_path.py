@@ -278,6 +278,7 @@ def test_of_a_process(attach: str) -> None:
     assert [stages(packet)[-1] for packet in found] == ["copied"]
 
 
+@pytest.mark.any_kernel
 def test_of_a_user(attach: str) -> None:
     """Asked of the socket, as none is followed for it."""
     with harness.listener() as server, connected(server) as (here, there):
