@@ -263,6 +263,7 @@ def test_a_reset_and_flags(attach: str) -> None:
     assert {packet[0]["flags"].split("|")[0] for packet in packets(events)} == {"SYN", "RST"}
 
 
+@pytest.mark.any_kernel
 def test_of_a_process(attach: str) -> None:
     """Also over sockets that are older than the trace; the other end is another process's."""
     with harness.listener() as server, connected(server) as (here, there):
