@@ -74,10 +74,10 @@ def test_an_interface_is_written_once() -> None:
 
 def test_a_comment_for_each_stage() -> None:
     way = at("dev_queue", 1000, IPV4), at("driver", 3500, skb=2, seq=5, len=5)
-    (_, body) = written(*way, at("dropped", 5000, skb=2, seq=5, len=5, reason=9))[-1]
+    (_, body) = written(*way, at("dropped", 5000, skb=2, seq=5, len=5, reason=40000))[-1]
     for text in (
         b"dev_queue +0.0 us, at 0.0 us, cpu 3, eth0, netns 7",
         b"driver +2.5 us, at 2.5 us, cpu 3, eth0, netns 7, seq 5 len 5",
-        b"dropped +1.5 us, at 4.0 us, cpu 3, eth0, netns 7, seq 5 len 5, 9",
+        b"dropped +1.5 us, at 4.0 us, cpu 3, eth0, netns 7, seq 5 len 5, 40000",
     ):
         assert struct.pack("=HH", 1, len(text)) + text in body
