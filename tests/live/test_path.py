@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -172,6 +174,12 @@ def shaped(end: Namespace, qdisc: str) -> Iterator[None]:
         harness.sh(f"tc -n {end.name} qdisc del dev ve0 root")
 
 
+def is_acknowledged(end: socket.socket) -> bool:
+    """All that it has sent; else TCP might send it again together with what comes next, and tbf has
+    no room for that."""
+    return fcntl.ioctl(end, termios.TIOCOUTQ, bytes(4)) == bytes(4)
+
+
 @pytest.mark.parametrize("qdisc", ["netem delay 500ms", "tbf rate 8kbit burst 600 latency 60s"])
 def test_a_delay_at_the_qdisc(attach: str, net: Net, qdisc: str) -> None:
     here, there = net
@@ -183,6 +191,7 @@ def test_a_delay_at_the_qdisc(attach: str, net: Net, qdisc: str) -> None:
     ):
         for length in (400, 401):  # tbf lets the first one through
             deliver(running, client, accepted, length)
+            harness.until(lambda: is_acknowledged(client))
         events = running.events()
     (packet,) = of_length(events, 401)
     late = slowest(packet)
