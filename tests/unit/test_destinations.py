@@ -16,7 +16,7 @@ from tcpcore.sinks.csv import Cells
 from tcpcore.sinks.form import Form
 from tcpcore.sinks.ndjson import Objects
 from tcpcore.sinks.table import Table
-from tcpcore.tools.connlat.destinations import LINES, Destinations, Latencies
+from tcpcore.tools.connlat.destinations import LINES, Destinations, Distribution
 from tests.unit.samples import address, event, tool
 
 CONNLAT = tool("connlat")
@@ -55,9 +55,9 @@ summary = Summary
 
 @given(st.lists(st.integers(0, 1 << 62), min_size=1), st.integers(1, 100))
 def test_percentiles_are_right_to_half_a_percent(latencies: list[int], percent: int) -> None:
-    distribution = Latencies()
+    distribution = Distribution()
     for latency in latencies:
-        distribution.add(latency)
+        distribution.add(latency, False)
     exact = sorted(latencies)[-(-len(latencies) * percent // 100) - 1]
     assert abs(distribution.percentile(percent) - exact) <= exact * 0.005
     assert distribution.percentile(percent) <= distribution.max == max(latencies)

@@ -145,6 +145,7 @@ KeyAddress = Annotated[str, Kind("16s", lambda raw: net.address_text(raw) if raw
 """The address of a row in a report. The row of the rest has none (no bytes), and shows `other`."""
 KeyHost = Annotated[str | None, Kind("16s", lambda raw: net.address_text(raw) if raw else None)]
 KeyNetns = Annotated[int | None, Kind("I", _or_none)]
+Ifindex = Annotated[int | None, Kind("I", _or_none)]
 KeyTime = Annotated[int | None, Kind("Q", _or_none, few=False)]
 Number = Annotated[int | None, Kind("", _same, few=False)]
 Word = Annotated[str | None, Kind("", _same)]

@@ -96,7 +96,7 @@ class Event(ConnectionEvent):
     seq: fields.SeqNumber
     ack: fields.SeqNumber
     len: Length
-    ifindex: fields.KeyNetns
+    ifindex: fields.Ifindex
     ifname: fields.Comm
     reason_code: Code
     flags: Flags

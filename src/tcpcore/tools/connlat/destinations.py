@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from tcpcore.loader.perf import Record
 from tcpcore.model import columns as col
 from tcpcore.model import fields
-from tcpcore.model.distribution import Distribution
 from tcpcore.model.report import MOST_ROWS
 from tcpcore.model.tool import Column, Lines, Records
 from tcpcore.value import Value
@@ -40,15 +40,36 @@ _COLUMNS = (
 LINES = Lines(Destination, columns=_COLUMNS, wide=_COLUMNS)
 
 
-class Latencies(Distribution):
-    """Of one destination, and how many of its connects failed."""
+class Distribution:
+    """Latencies in ns, rounded to three digits: a percentile is right to 0.5 %, in bounded room."""
 
-    failed = 0
+    def __init__(self) -> None:
+        self._buckets: Counter[int] = Counter()
+        self.count = self.failed = self.max = 0
+
+    def add(self, latency_ns: int, failed: bool) -> None:
+        self._buckets[_three_digits(latency_ns)] += 1
+        self.count += 1
+        self.failed += failed
+        self.max = max(self.max, latency_ns)
+
+    def percentile(self, percent: int) -> int:
+        """The smallest latency that `percent` of all do not exceed (nearest rank)."""
+        left = -(-self.count * percent // 100)
+        for latency, number in sorted(self._buckets.items()):
+            left -= number
+            if left <= 0:
+                return min(latency, self.max)
+        return self.max
 
     def numbers(self) -> tuple[int, ...]:
         """The fields of a Destination behind its key."""
-        count, *rest = super().numbers()
-        return (count, self.failed, *rest)
+        return (self.count, self.failed, *map(self.percentile, (50, 90, 99)), self.max)
+
+
+def _three_digits(number: int) -> int:
+    step: int = 10 ** max(0, len(str(number)) - 3)
+    return (number + step // 2) // step * step
 
 
 class Destinations:
@@ -61,23 +82,21 @@ class Destinations:
     def __init__(self, names: Sequence[str]) -> None:
         wanted = ("family", "raddr", "rport", "latency_ns", "result")
         self._sources = [names.index(name) for name in wanted]
-        self._found: dict[_Key, Latencies] = {}
-        self._others = Latencies()
+        self._found: dict[_Key, Distribution] = {}
+        self._others = Distribution()
 
     def add(self, records: Records) -> None:
         family, raddr, rport, latency, result = self._sources
         for record in records:
             key = (record[family], record[raddr], record[rport])
-            found = self._distribution(key)
-            found.add(record[latency])
-            found.failed += record[result] != 0
+            self._distribution(key).add(record[latency], record[result] != 0)
 
-    def _distribution(self, key: _Key) -> Latencies:
+    def _distribution(self, key: _Key) -> Distribution:
         found = self._found.get(key)
         if found is None:
             if len(self._found) >= MOST_ROWS:
                 return self._others
-            found = self._found[key] = Latencies()
+            found = self._found[key] = Distribution()
         return found
 
     def take(self) -> list[Record]:
@@ -87,5 +106,5 @@ class Destinations:
         if self._others.count:
             rows.append((0, b"", 0, *self._others.numbers()))
         self._found.clear()
-        self._others = Latencies()
+        self._others = Distribution()
         return rows
